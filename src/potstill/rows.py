@@ -1,0 +1,194 @@
+"""Rows on disk: streams of JSON objects in, files that appear whole or not at all out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from potstill.errors import InputError, TryAgainError
+from potstill.records import Row
+
+#: Errors of the disk that are nobody's fault and may pass: full, over quota, too many open files.
+_PASSING_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
+
+
+def dumps(value: Any) -> bytes:
+    """Return one value as a line of JSON, newline included.
+
+    A lone surrogate (which a teacher may send as `\\ud83d`) is not UTF-8: it is written as its escape.
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        # orjson refuses lone surrogates and integers beyond 64 bits; the standard library writes both.
+        import json
+
+        return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def loads(line: bytes | str) -> Any:
+    """Return the value of one JSON text.
+
+    Raises:
+        ValueError: If the text is not JSON.
+    """
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        # What `dumps` wrote by its second way (a lone surrogate, a big integer) must come back too.
+        import json
+
+        return json.loads(line, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """Open a file for reading, unpacked by its ending (`.gz`, `.zst`, else plain).
+
+    Raises:
+        InputError: If the file cannot be opened.
+    """
+    try:
+        if path.suffix == ".gz":
+            return io.BufferedReader(gzip.open(path, "rb"))  # type: ignore[arg-type]
+        if path.suffix == ".zst":
+            import zstandard
+
+            raw = path.open("rb")
+            # `read_across_frames`: appended files are several frames, as `cat a.zst b.zst` makes them.
+            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
+            return io.BufferedReader(reader)  # type: ignore[type-var, return-value]
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file that potstill itself wrote (blank lines apart, every line an object).
+
+    Raises:
+        InputError: If a line is not a JSON object; it names file and line.
+    """
+    with open_binary(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if line == b"\n":
+                continue
+            try:
+                row = loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}: line {number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: line {number}: a JSON object was expected, found {type(row).__name__}")
+            yield row
+
+
+class RowWriter:
+    """A file of rows being written; it appears under its name when `publish` ends without an error."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.count = 0
+
+    def write(self, row: Any) -> None:
+        """Write one row."""
+        self._stream.write(dumps(row))
+        self.count += 1
+
+    def write_line(self, line: bytes) -> None:
+        """Write one row that is already a line of JSON, newline included."""
+        self._stream.write(line)
+        self.count += 1
+
+
+@contextlib.contextmanager
+def publish(path: Path) -> Iterator[RowWriter]:
+    """Write a file of rows that appears whole, by write, fsync and rename, or not at all.
+
+    The temporary file lies beside the target, so that the rename stays on one filesystem; its name carries
+    the process, so that two writers never share it. `.gz` and `.zst` targets are packed.
+
+    Args:
+        path: The file to make; its folder is made too.
+
+    Yields:
+        The writer.
+
+    Raises:
+        TryAgainError: When the disk is full or out of quota.
+        PotstillError: When the folder cannot be written.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path):
+            with temporary.open("wb", buffering=1 << 18) as raw:
+                with _packer(path, raw) as stream:
+                    yield RowWriter(stream)
+                raw.flush()
+                os.fsync(raw.fileno())
+            temporary.replace(path)
+            fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _packer(path: Path, raw: IO[bytes]) -> Iterator[IO[bytes]]:
+    if path.suffix == ".gz":
+        # No name and no time in the header: the same rows give the same bytes.
+        with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=6) as packed:
+            yield packed  # type: ignore[misc]
+    elif path.suffix == ".zst":
+        import zstandard
+
+        with zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False) as packed_zst:
+            yield packed_zst  # type: ignore[misc]
+    else:
+        yield raw
+
+
+def publish_json(path: Path, value: Any) -> None:
+    """Write one JSON document, indented, for people and programs; whole or not at all."""
+    with publish(path) as out:
+        out.write_line(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def publish_rows(path: Path, rows: Iterable[Row]) -> int:
+    """Write all rows to a file, whole or not at all, and return how many there were."""
+    with publish(path) as out:
+        for row in rows:
+            out.write(row)
+    return out.count
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of the disk under a path into ours, with the path in the message."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{path}: cannot be written: {error.strerror or error}"
+        if error.errno in _PASSING_ERRNOS:
+            raise TryAgainError(f"{message}; nothing is lost: free some room and give the same command again") from error
+        raise InputError(f"{message}; check the folder and its permissions") from error

@@ -1,0 +1,1 @@
+"""Fakes that are real servers: each runs as `python -m tests.servers.NAME` on loopback."""
