@@ -15,6 +15,9 @@ from typing import NamedTuple
 #: A full-width semicolon is what a Chinese keyboard gives; no dialect uses it for anything else.
 TERMINATORS = ";；"
 
+#: The words that a query begins with; a statement that begins with another is none.
+QUERY_WORDS = frozenset(["SELECT", "WITH", "VALUES"])
+
 #: What may stand before a statement and means nothing: byte order mark, blanks of any script, zero-width marks.
 BLANKS = " \t\r\n\f\v\ufeff\u200b\u200c\u200d\u2060\u00a0\u3000\x00"
 
