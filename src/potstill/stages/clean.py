@@ -75,7 +75,7 @@ def clean_rows(input: Path, output: Path, *, settings: dict[str, Any]) -> CleanC
             out.write(row)
         if counts.rows and missing == counts.rows:
             raise InputError(
-                f"{input}: no row has the field {source!r} (found: {', '.join(example)}); name it with `clean.field` or --field"
+                f"{input}: no row has the field {source!r} (found: {', '.join(example)}); name it with clean.field or --field"
             )
     return counts
 
@@ -155,19 +155,20 @@ def check_dialect(name: Any, key: str) -> str:
     Raises:
         ConfigError: If sqlglot does not know it; the message names the nearest one.
     """
-    name = {"postgresql": "postgres"}.get(str(name).lower(), str(name).lower())
-    if name == "sqlite":
-        return name  # the default costs no import
+    dialect = str(name).lower()
+    dialect = "postgres" if dialect == "postgresql" else dialect
+    if dialect == "sqlite":
+        return dialect  # the default costs no import
     import difflib
 
     import sqlglot
 
-    known = sorted(dialect.value for dialect in sqlglot.Dialects if dialect.value)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+    known = sorted(str(item.value) for item in sqlglot.Dialects if item.value)
+    if dialect not in known:
+        near = difflib.get_close_matches(dialect, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{key}: found {name!r}, allowed are {', '.join(known)}{hint}")
-    return name
+    return dialect
 
 
 def _transpile(sql: str, dialect: str, target: str, notes: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
