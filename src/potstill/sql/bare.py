@@ -29,7 +29,7 @@ _OTHER = (
 )
 #: Where a statement may begin: a comment line and a block comment are skipped, they hold no statement.
 _BEGIN = re.compile(
-    rf"(?P<comment>^[ \t]*--[^\n]*|/\*.*?\*/)|(?P<query>(?<![\w.$@'-])(?:SELECT|WITH|VALUES)(?![\w'-]))|"
+    rf"(?P<comment>^[ \t]*--[^\n]*|/\*.*?\*/)|(?P<query>(?<![A-Za-z0-9_.$@'-])(?:SELECT|WITH|VALUES)(?![\w'-]))|"
     rf"(?P<other>^[ \t]*(?:[-*>]\s+|\d+[.)]\s+)?(?:[A-Za-z ]{{1,20}}:[ \t]*|[\"'`*]+)?(?P<verb>{_OTHER}))",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
@@ -41,6 +41,18 @@ _VALUES = re.compile(r"VALUES\s*\(", re.IGNORECASE)
 _FROM = re.compile(r"\bFROM\b", re.IGNORECASE)
 _EXPRESSION = re.compile(r"[\d*('\"=+]")
 _OPERATOR = re.compile(r"[=<>*('\",`]|\.\w|\bJOIN\b")
+
+_STRONG_OPERATOR = re.compile(r"[=<>*(]|\.\w")
+_UPPER_CLAUSE = re.compile(r"\ASELECT\b(?=.*\b(?:FROM|FORM|WHERE|JOIN|GROUP BY|ORDER BY|LIMIT)\b)", re.DOTALL)
+#: Full-width punctuation as the ASCII it stands for, blanks of other scripts as blanks; nothing changes its place.
+SAME_LENGTH = str.maketrans(
+    {
+        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if not chr(code - 0xFEE0).isalnum()},
+        **dict.fromkeys("\u3000\u00a0\u202f\ufeff\u200b\u200c\u200d\u2060", " "),
+        **dict.fromkeys("‘’", "'"),
+        **dict.fromkeys("“”", '"'),
+    }
+)
 
 # What may stand before a statement on its line and leave it code.
 _BEFORE = re.compile(
@@ -64,11 +76,18 @@ _PROSE_LINE = re.compile(
     rf"\n[ \t]*(?=[\u3000-\u303f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uff08【✅✓☑⚠👉💡🔍📝]|#{{1,6}}[ \t]|\||[+][-=+]{{2,}}|"
     rf"[-=_*]{{3,}}[ \t]*\r?$|\*\*[\w\u4e00-\u9fff]|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|```|~~~|</?[A-Za-z]|>|\[\(|"
     rf"(?-i:[A-Z])[\w()/' ]{{0,40}}[:：](?!:)(?:\s|$)|(?-i:SQLResult|Explanation|Question|Human|User|Assistant)\b|"
+    rf"(?!(?:FROM|WHERE|GROUP|ORDER|LIMIT|AND|OR|JOIN|UNION)\b)[^\n]{{1,200}}\n[ \t]*[-+|=][-+|= \t]{{2,}}\r?$|"
     rf"\(?\d+ rows?\b|(?-i:{_PROSE_WORDS})\b[ ,]|\\[gG]\b|(?-i:GO)[ \t]*\r?$|/[ \t]*\r?$|\.[a-z]+\b|Query OK|Time:|"
     rf"(?:sqlite|mysql|postgres|[\w-]+=[>#]|\$)[>#]?[ \t])",
     re.IGNORECASE | re.MULTILINE,
 )
 _PARAGRAPH = re.compile(r"\r?\n[ \t]*\r?\n\s*")
+_RESTART = re.compile(r"\n[ \t]*(?=(?:SELECT|WITH\s+\w+\s+AS\s*\()(?!\w))", re.IGNORECASE)
+_EXPECTS_QUERY = re.compile(
+    r"(?:\(|,|\b(?:UNION|ALL|EXCEPT|INTERSECT|MINUS|AS|IN|EXISTS|ANY|SOME|INTO|EXPLAIN|PLAN|DISTINCT|FOR)|\)|[=<>])\s*"
+    r"(?:--[^\n]*\s*|/\*[^*]*\*/\s*)*\Z",
+    re.IGNORECASE,
+)
 _STOP_WORDS = frozenset(
     "this that which the it to returns return will gives give here note and with for as because since so then is in by "
     "would should where explanation output result query if".split()
@@ -300,7 +319,18 @@ def _prose_cut(region: str, dialect: str) -> int | None:
 def _boundaries(region: str) -> list[int]:
     places = {match.start() for match in _PROSE_LINE.finditer(region)}
     places.update(match.start() for match in _PARAGRAPH.finditer(region) if not _CONTINUES.match(region, match.end()))
+    places.update(_restarts(region))
     return sorted(places)
+
+
+def _restarts(region: str) -> list[int]:
+    """Return where a new statement begins on a line of its own, though the one before it has no terminator."""
+    return [match.start() for match in _RESTART.finditer(region) if not _EXPECTS_QUERY.search(region[:match.start()][-200:])]
+
+
+def has_boundaries(sql: str) -> bool:
+    """Say whether prose, or another statement, may begin at one of the lines of a text."""
+    return bool(_PROSE_LINE.search(sql) or _PARAGRAPH.search(sql) or _restarts(sql))
 
 
 def _complete(head: str) -> bool:
@@ -312,14 +342,21 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
     terminated = limit < len(text)
     goes_on = limit + 1 if terminated else limit
     region = _META_TAIL.sub("", region)
+    if not terminated and region.endswith("."):
+        region = region[:-1]
     whole = _End(start + len(region), goes_on, False, False)
-    sentence = _CJK_SENTENCE.search(region) if not region.isascii() else None
-    if sentence and not unfinished(region[: sentence.start()]):
-        region = region[: sentence.start()]
-        whole = _End(start + len(region), start + sentence.end(), False, False)
+    if not region.isascii():
+        sentence = _sentence_end(region, terminated=terminated)
+        if sentence is not None:
+            region, goes_on, terminated = region[:sentence], start + sentence + 1, False
+            whole = _End(start + len(region), goes_on, False, False)
+        region = region.translate(SAME_LENGTH)
     verdict = check_syntax(region, dialect)
+    if verdict.kind != "yes" and (restarts := _restarts(region)):
+        region = region[: restarts[0]]
+        return _End(start + len(region.rstrip(BLANKS)), start + len(region), False, False)
     if verdict.kind == "yes":
-        stop = len(region) if terminated and not sentence else _trim_words(region, dialect)
+        stop = len(region) if terminated else _trim_words(region, dialect)
         return whole._replace(stop=start + stop, checked=True)
     if verdict.kind == "no":
         head = _longest_head(region, verdict.token, dialect)
@@ -328,6 +365,15 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
     if left_open or verdict.kind == "incomplete" or _DANGLING.search(region[-20:]):
         return whole._replace(truncated=not terminated)
     return whole
+
+
+def _sentence_end(region: str, *, terminated: bool) -> int | None:
+    """Return where a Chinese or Japanese sentence ends that a statement is part of, outside its literals."""
+    for match in _CJK_SENTENCE.finditer(region):
+        if (match.group() == "，" and terminated) or unfinished(region[: match.start()]) in ("literal", "comment"):
+            continue
+        return match.start()
+    return None
 
 
 def _longest_head(region: str, token: str, dialect: str) -> int | None:
@@ -362,6 +408,11 @@ def _is_prose(rest: str) -> bool:
 
 def _trim_words(head: str, dialect: str) -> int:
     """Drop words of prose that SQLite took for an alias at the end: `FROM users which`, `FROM users 即可`."""
+    glued = re.search(r"(?<=[A-Za-z0-9_)])[\u3040-\u30ff\u3400-\u9fff]+\Z", head[-80:])
+    if glued:
+        # `FROM singer来查询`: the sentence goes on without a blank.
+        shorter = head[: len(head) - len(glued.group())]
+        head = shorter if check_syntax(shorter, dialect).kind == "yes" else head
     for _ in range(3):
         match = re.search(r"(?P<before>\w+|[)\"'`\]])\s+(?P<last>[^\s'\"()]{1,80})\Z", head[-400:])
         if match is None or match.group("before").upper() in ("AS", "FROM", "JOIN", "BY", "SELECT"):
@@ -384,11 +435,13 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
         return True
     upper = "SELECT" in sql[: sql.upper().find("SELECT") + 6] or rank == 2
     has_from = _FROM.search(sql) is not None
+    if not end.checked and rank == 2 and _UPPER_CLAUSE.search(sql):
+        return True
     if not has_from and not (_EXPRESSION.search(sql) and (end.checked or end.truncated)):
         return end.truncated and rank == 2 and sql[:6].isupper() and len(sql) > 7
     if end.checked:
         return upper or (_OPERATOR.search(sql) is not None and has_from)
-    return rank == 2 and (sql[:6].isupper() or _OPERATOR.search(sql) is not None)
+    return rank == 2 and (sql[:6].isupper() or _STRONG_OPERATOR.search(sql) is not None)
 
 
 def reads_as_query(sql: str) -> bool:

@@ -103,12 +103,16 @@ def _real_newlines(body: str) -> str:
 # --------------------------------------------------------------------------------------------------- the search
 
 
+#: Without any of these nothing but running text is there.
+_MARKED = re.compile(r"\A\"|[`<{\[]|~~~|\\boxed")
+
+
 def _find(body: str, dialect: str, depth: int) -> _Hit | None:
     """Find the final statement of a text that has no reasoning in it."""
     if depth > _MAX_DEPTH:
         return None
     body = body.strip(BLANKS)
-    if "`" not in body and "<" not in body and "{" not in body and "~~~" not in body and "[" not in body:
+    if not _MARKED.search(body):
         return _in_bare(body, dialect, depth)
     marked = _in_marks(body, dialect, depth)
     if marked is not None and marked.is_query:
@@ -176,7 +180,7 @@ def _in_json_string(body: str, dialect: str, depth: int) -> _Hit | None:
 
 
 def _in_prose_json(body: str, dialect: str, depth: int) -> _Hit | None:
-    if "{" not in body:
+    if "{" not in body and body[0] != "[":
         return None
     hits: list[_Hit] = []
     embedded.in_json(body, _reader(dialect, depth, hits))
@@ -415,7 +419,7 @@ def _whole(body: str, dialect: str) -> _Hit | None:
     hit = pick_statement(body, dialect)
     if hit is None or hit.notes or not hit.is_query:
         return None
-    if "\n\n" in hit.sql or "\n\r\n" in hit.sql or not bare.reads_as_query(hit.sql):
+    if ("\n" in hit.sql and bare.has_boundaries(hit.sql)) or not bare.reads_as_query(hit.sql):
         return None
     return hit._replace(method="bare") if check_syntax(hit.sql, dialect).kind == "yes" else None
 

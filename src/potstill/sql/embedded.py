@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import warnings
@@ -20,7 +21,7 @@ _TAG_NAMES = (
     r"result|code|statement|sql_code|sql_answer|execute|sql_statement|generated_sql|predicted_sql|pre|parameter|text|candidate"
 )
 _TAG_OPEN = re.compile(
-    rf"<(?P<name>{_TAG_NAMES})(?:[\s=][^<>]{{0,120}})?>|\[(?P<square>SQL|ANSWER|QUERY|FINAL_ANSWER|RESPONSE)\](?!\w)|"
+    rf"<(?P<name>{_TAG_NAMES})(?:[\s=][^<>]{{0,120}})?>|\[(?P<square>SQL|ANSWER|QUERY|FINAL_ANSWER|RESPONSE)\]|"
     r"<\|begin_of_(?P<part>solution|answer|sql|code|box)\|>|<<(?P<angle>SQL|ANSWER)>>|<!\[(?P<cdata>CDATA)\[",
     re.IGNORECASE,
 )
@@ -39,7 +40,7 @@ _SIDE_KEYS = frozenset(
     "reasoning thought thoughts thinking explanation analysis rationale comment comments notes note plan steps draft "
     "question schema error alternatives original wrong rejected".split()
 )
-_JSON_START = re.compile(r"\{\s*[\"']|\[\s*\{")
+_JSON_START = re.compile(r"\{\s*[\"']|\[\s*[\"'{\[]")
 _KEY_VALUE = re.compile(
     r"""["'](?:final_)?(?:sql|sql_?query|query|answer|statement|final_sql)["']\s*:\s*(?P<quote>["'])""", re.IGNORECASE
 )
@@ -82,7 +83,8 @@ def _tag_content(text: str, opening: re.Match[str]) -> str:
     for closing in re.compile(closings[kind or "name"], re.IGNORECASE).finditer(text, opening.end()):
         if not is_quoted(text, closing.start(), closing.end()):
             return text[opening.end() : closing.start()]
-    return text[opening.end() :]
+    # `[Answer]` alone may be a column's name.
+    return "" if kind == "square" else text[opening.end() :]
 
 
 def _boxed(text: str, start: int) -> str:
@@ -127,11 +129,12 @@ def _json_values(text: str) -> Iterator[Any]:
         match = _JSON_START.search(text, position)
         if match is None:
             break
-        try:
+        position = match.end()
+        if is_quoted(text, match.start(), match.end()):
+            continue  # JSON in a literal is data
+        with contextlib.suppress(ValueError, RecursionError):
             value, position = decoder.raw_decode(text, match.start())
             values.append(value)
-        except (ValueError, RecursionError):
-            position = match.end()
     # The last one wins, as with fences.
     yield from reversed(values)
     yield from _python_value(text)
@@ -180,11 +183,10 @@ def _in_member(name: Any, value: Any, read: Reader, depth: int) -> str | None:
 
 def _in_broken_json(text: str, read: Reader) -> str | None:
     """Read the member of a JSON text that does not decode: cut off, or with bare quotes inside."""
-    match = None
-    for match in _KEY_VALUE.finditer(text):  # noqa: B007 - the last one is what we want
-        pass
-    if match is None:
+    found = [item for item in _KEY_VALUE.finditer(text) if not is_quoted(text, item.start(), item.start() + 1)]
+    if not found:
         return None
+    match = found[-1]
     quote = match.group("quote")
     rest = text[match.end() :]
     end = re.search(rf"""{quote}\s*(?:,\s*["'][\w ]+["']\s*:|\}}|\]\s*\}})""", rest)

@@ -28,7 +28,7 @@ _FENCE = re.compile(r"`{3,}|^[ \t>*+-]*(?P<tilde>~{3,})", re.MULTILINE)
 _LABEL = re.compile(r"[ \t]*\{?\.?(?P<label>[A-Za-z][\w+#./-]*)?")
 _GLUED = re.compile(r"(?P<label>sql|sqlite|sqlite3|postgresql|mysql)(?=SELECT\b|WITH\b|VALUES\b)", re.IGNORECASE)
 _CONTENT_START = re.compile(
-    r"\s*(?:SELECT|WITH|VALUES|INSERT|UPDATE|DELETE|CREATE|DROP|EXPLAIN|PRAGMA|--|/\*|\(|\{)(?!\w)", re.I
+    r"\s*(?:SELECT|WITH|VALUES|INSERT|UPDATE|DELETE|CREATE|DROP|EXPLAIN|PRAGMA|--|/\*|\(|\{\s*[\"'])(?!\w)", re.I
 )
 _BARE_SQL_LABEL = re.compile(r"\s*(?:sql|sqlite|postgresql|mysql)[ \t]*\r?\n", re.IGNORECASE)
 
