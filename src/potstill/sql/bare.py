@@ -60,10 +60,12 @@ _BEFORE = re.compile(
     re.UNICODE,
 )
 _ENDS_AS_CODE = re.compile(r"(?:[:：`\"'“‘「『(（>=→*|#。．.!！?？，,;；…】」)-]|[\u3040-\u9fff])\s*\Z")
+_WORDS_OF_BOTH = "WITH FOR AND OR AS IN IS NOT ON THEN WHEN LIKE END USING FROM ALL LEFT RIGHT BETWEEN".split()
+#: How a statement goes on behind a line break. Words that English has too count in one case only: `With this, …` is prose.
 _CONTINUES = re.compile(
-    r"\s*(?:FROM|WHERE|GROUP|ORDER|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|LEFT|RIGHT|FULL|INNER|OUTER|CROSS|"
-    r"NATURAL|ON|AND|OR|SELECT|AS|WHEN|THEN|ELSE|END|CASE|USING|WINDOW|VALUES|BETWEEN|IN|NOT|LIKE|IS|FETCH|FOR|WITH)\b"
-    r"|\s*[),;(]|\s*--|\s*/\*",
+    r"\s*(?:(?:WHERE|GROUP|ORDER|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|ELSE|"
+    r"CASE|WINDOW|VALUES|FETCH)\b|(?-i:" + "|".join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BOTH)]) + r")\b"
+    r"|[),;(]|--|/\*)",
     re.IGNORECASE,
 )
 _PROSE_WORDS = (

@@ -60,10 +60,10 @@ def clean_sql(text: str, *, dialect: str = "sqlite") -> Cleaned:
     body = answer.text.strip(BLANKS)
     if not body:
         return Cleaned("", "none", (*notes, "empty"))
-    if "&" in body and _is_escaped(body):
-        body = html.unescape(body)
-        notes.append("html_unescaped")
     hit = _find(_real_newlines(body), dialect, 0)
+    if "&" in body and _is_escaped(hit.sql if hit else body):
+        hit = _find(_real_newlines(html.unescape(body)), dialect, 0)
+        notes.append("html_unescaped")
     if hit is None:
         return Cleaned("", "none", (*notes, *(["refusal"] if is_refusal(body) else [])))
     return _finish(hit, notes, dialect)
@@ -85,12 +85,13 @@ def _finish(hit: _Hit, notes: list[str], dialect: str) -> Cleaned:
 
 
 _LITERAL = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)")
-_ENTITY = re.compile(r"&(?:lt|gt|quot|apos|#39|#x27|#34|amp);")
+#: Its semicolon may be missing: it was taken for the statement's end.
+_ENTITY = re.compile(r"&(?:lt|gt|quot|apos|#39|#x27|#34|amp)(?:;|\Z)")
 
 
-def _is_escaped(body: str) -> bool:
-    """Say whether a text was HTML-escaped as a whole: an entity stands outside literals."""
-    return _ENTITY.search(body) is not None and _ENTITY.search(_LITERAL.sub("''", body)) is not None
+def _is_escaped(sql: str) -> bool:
+    """Say whether a statement was HTML-escaped: an entity stands outside its literals."""
+    return _ENTITY.search(sql) is not None and _ENTITY.search(_LITERAL.sub("''", sql)) is not None
 
 
 def _real_newlines(body: str) -> str:
