@@ -8,13 +8,19 @@ by its terminator, else by the longest part that parses.
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import NamedTuple
 
 from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, statement_at, unfinished
 from potstill.sql.syntax import check_syntax
 
 #: How much of a text may be scanned in all, so that a hostile one ends: characters, beyond twice its length.
-_BUDGET = 600_000
+_BUDGET = 40_000
+#: A statement is looked for in so many characters first; only a longer one costs a look at the whole text.
+_WINDOW = 4000
+#: Where a text was too much to be scanned whole, its end is: the last statement is the answer.
+_TAIL = 20_000
+_MAX_COMMENT_LINES = 60
 
 _OTHER = (
     r"EXPLAIN\s+(?:QUERY\s+PLAN\s+|ANALYZE\s+|VERBOSE\s+|\([^()]{1,60}\)\s*)*(?:SELECT|WITH|VALUES|INSERT|UPDATE|DELETE)\b|"
@@ -151,10 +157,19 @@ def find_statements(text: str, dialect: str) -> list[Found]:
         text: An answer or a part of one, without fences.
         dialect: A name as sqlglot knows it.
     """
+    found, position = _search(text, 0, dialect)
+    if position < len(text) - _TAIL:
+        found += _search(text, len(text) - _TAIL, dialect)[0]
+    return found
+
+
+def _search(text: str, position: int, dialect: str) -> tuple[list[Found], int]:
+    """Return the statements from a position on, and how far the search came before it had cost too much."""
     found: list[Found] = []
     budget = 2 * len(text) + _BUDGET
-    position = 0
-    while budget > 0 and (match := _BEGIN.search(text, position)):
+    while match := _BEGIN.search(text, position):
+        if budget <= 0:
+            return found, match.start()
         if match.lastgroup == "comment":
             position = match.end()
             continue
@@ -165,7 +180,7 @@ def find_statements(text: str, dialect: str) -> list[Found]:
             continue
         found.append(candidate)
         position = max(candidate.end, match.end())
-    return found
+    return found, len(text)
 
 
 def _candidate(text: str, match: re.Match[str], dialect: str) -> tuple[Found | None, int]:
@@ -183,11 +198,12 @@ def _candidate(text: str, match: re.Match[str], dialect: str) -> tuple[Found | N
     if wrapped is not None:
         stop, goes_on = wrapped
         end = _End(stop, goes_on, False, True)
+        cost = goes_on - start
     else:
-        end = _find_end(text, start, dialect, inner=_is_inner(text, start))
+        end, cost = _find_end(text, start, dialect, inner=_is_inner(text, start))
     start = _with_comments(text, _with_parentheses(text, start, end.stop))
     sql = text[start : end.stop]
-    cost = end.goes_on - start + 1
+    cost += 200
     if not _plausible(sql, rank, end, verb=verb):
         return None, cost
     return Found(sql, start, end.goes_on, not verb, rank, end.truncated, end.checked), cost
@@ -236,13 +252,15 @@ def _with_comments(text: str, start: int) -> int:
     line = text.rfind("\n", 0, start) + 1
     if text[line:start].strip():
         return start
-    while line > 0:
+    for _ in range(_MAX_COMMENT_LINES):
+        if line == 0:
+            break
         above = text.rfind("\n", 0, line - 1) + 1
         content = text[above : line - 1].strip()
         if content.startswith("--") and not content.startswith("---"):
             line = start = above + len(text[above:line]) - len(text[above:line].lstrip())
             line = above
-        elif content.endswith("*/") and (opening := text.rfind("/*", 0, line)) >= 0:
+        elif content.endswith("*/") and (opening := text.rfind("/*", max(0, line - _WINDOW), line)) >= 0:
             first = text.rfind("\n", 0, opening) + 1
             if text[first:opening].strip():
                 break
@@ -278,8 +296,17 @@ def _unwrap(text: str, start: int, dialect: str) -> tuple[int, int] | None:
     return None
 
 
-def _find_end(text: str, start: int, dialect: str, *, inner: bool) -> _End:
-    """Decide where a statement ends that begins at `start`."""
+def _find_end(text: str, start: int, dialect: str, *, inner: bool) -> tuple[_End, int]:
+    """Decide where a statement ends that begins at `start`, and say how many characters were looked at."""
+    if len(text) - start > _WINDOW:
+        window = text[start : start + _WINDOW]
+        end = _end_in(window, 0, dialect, inner=inner)
+        if end.goes_on < len(window):
+            return _End(start + end.stop, start + end.goes_on, end.truncated, end.checked), _WINDOW
+    return _end_in(text, start, dialect, inner=inner), len(text) - start
+
+
+def _end_in(text: str, start: int, dialect: str, *, inner: bool) -> _End:
     statement = statement_at(text, start, dialect=dialect)
     limit = _closing_parenthesis(text, start, statement.limit) if inner else statement.limit
     region_stop = min(statement.end, limit)
@@ -327,7 +354,11 @@ def _boundaries(region: str) -> list[int]:
 
 def _restarts(region: str) -> list[int]:
     """Return where a new statement begins on a line of its own, though the one before it has no terminator."""
-    return [match.start() for match in _RESTART.finditer(region) if not _EXPECTS_QUERY.search(region[:match.start()][-200:])]
+    return [
+        match.start()
+        for match in _RESTART.finditer(region)
+        if not _EXPECTS_QUERY.search(region[max(0, match.start() - 200) : match.start()])
+    ]
 
 
 def has_boundaries(sql: str) -> bool:
@@ -371,7 +402,7 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
 
 def _sentence_end(region: str, *, terminated: bool) -> int | None:
     """Return where a Chinese or Japanese sentence ends that a statement is part of, outside its literals."""
-    for match in _CJK_SENTENCE.finditer(region):
+    for match in islice(_CJK_SENTENCE.finditer(region), 20):
         if (match.group() == "，" and terminated) or unfinished(region[: match.start()]) in ("literal", "comment"):
             continue
         return match.start()

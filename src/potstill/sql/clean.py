@@ -20,6 +20,8 @@ from potstill.sql.syntax import check_syntax
 
 #: An answer inside an answer inside an answer (a fence in JSON in a tag): deeper than this nobody nests.
 _MAX_DEPTH = 5
+#: Of more statements in running text than this only the last are compared.
+_MAX_FOUND = 40
 #: Of more blocks than this in one answer only the last are read.
 _MAX_BLOCKS = 100
 
@@ -158,7 +160,7 @@ def _pick(hits: list[_Hit], method: str) -> _Hit | None:
 
 def _in_tags(body: str, dialect: str, depth: int) -> _Hit | None:
     hits: list[_Hit] = []
-    embedded.in_tags(body, _reader(dialect, depth, hits))
+    embedded.in_tags(body, _reader(dialect, depth, hits), at_most=3 if depth else 20)
     return _pick(hits, "tag")
 
 
@@ -429,7 +431,7 @@ def _choose_found(found: list[bare.Found], text: str) -> bare.Found | None:
     """Choose between several statements in running text: those that stand as code before others, then the last."""
     if len(found) <= 1:
         return found[0] if found else None
-    queries = [item for item in found if item.is_query] or found
+    queries = ([item for item in found if item.is_query] or found)[-_MAX_FOUND:]
     best = max(item.rank for item in queries)
     pool = [item for item in queries if item.rank == best]
     cue = None

@@ -53,7 +53,7 @@ _STRING_START = re.compile(
 _MAX_CODE_CHARS = 60_000
 
 
-def in_tags(text: str, read: Reader) -> str | None:
+def in_tags(text: str, read: Reader, *, at_most: int) -> str | None:
     """Return the statement in the last tag (`<answer>`, `<sql>`, `\\boxed{}` …) that holds one."""
     if "\\boxed" in text:
         for match in reversed(list(_BOXED.finditer(text))[-20:]):
@@ -63,7 +63,7 @@ def in_tags(text: str, read: Reader) -> str | None:
     if "<" not in text and "[" not in text:
         return None
     opens = [match for match in _TAG_OPEN.finditer(text) if not is_quoted(text, match.start(), match.end())]
-    for match in reversed(opens[-20:]):
+    for match in reversed(opens[-at_most:]):
         found = read(_tag_content(text, match))
         if found:
             return found
