@@ -361,6 +361,25 @@ def _restarts(region: str) -> list[int]:
     ]
 
 
+_SQL_LINES = re.compile(
+    r"[^\n]*(?:\n[ \t]*(?:FROM|WHERE|GROUP BY|ORDER BY|HAVING|LIMIT|JOIN|LEFT JOIN|INNER JOIN|LEFT OUTER JOIN|CROSS JOIN|AND|OR|ON|"
+    r"UNION|UNION ALL|INTERSECT|EXCEPT)\b[^\n]*)*+\Z"
+)
+
+
+def lines_begin_as_sql(sql: str) -> bool:
+    """Say whether each line but the first begins with a word of SQL that no sentence begins with."""
+    return _SQL_LINES.match(sql) is not None
+
+
+def may_begin(text: str) -> bool:
+    """Say whether a statement may begin somewhere in a text."""
+    return any(
+        match.lastgroup != "comment" and (match.group("verb") or _begins_query(text, match.start()))
+        for match in _BEGIN.finditer(text)
+    )
+
+
 def has_boundaries(sql: str) -> bool:
     """Say whether prose, or another statement, may begin at one of the lines of a text."""
     return bool(_PROSE_LINE.search(sql) or _PARAGRAPH.search(sql) or _restarts(sql))

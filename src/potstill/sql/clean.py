@@ -15,7 +15,7 @@ from typing import NamedTuple
 from potstill.sql import bare, embedded
 from potstill.sql.fences import JSON_LABELS, NEUTRAL_LABELS, PROGRAM_LABELS, SQL_LABELS, Block, find_blocks
 from potstill.sql.reasoning import strip_reasoning
-from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, skip_leading, statements
+from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, is_plain, skip_leading, statements
 from potstill.sql.syntax import check_syntax
 
 #: An answer inside an answer inside an answer (a fence in JSON in a tag): deeper than this nobody nests.
@@ -79,7 +79,9 @@ def _finish(hit: _Hit, notes: list[str], dialect: str) -> Cleaned:
         if plain != sql:
             sql = plain
             notes.append("fullwidth_punctuation")
-    if "truncated_statement" not in notes and bare.is_truncated(sql, dialect):
+    if "complete" in notes:
+        notes.remove("complete")
+    elif "truncated_statement" not in notes and bare.is_truncated(sql, dialect):
         notes.append("truncated_statement")
     if not hit.is_query:
         notes.append("not_a_query")
@@ -106,16 +108,12 @@ def _real_newlines(body: str) -> str:
 # --------------------------------------------------------------------------------------------------- the search
 
 
-#: Without any of these nothing but running text is there.
-_MARKED = re.compile(r"\A\"|[`<{\[]|~~~|\\boxed")
-
-
 def _find(body: str, dialect: str, depth: int) -> _Hit | None:
     """Find the final statement of a text that has no reasoning in it."""
-    if depth > _MAX_DEPTH:
-        return None
     body = body.strip(BLANKS)
-    if not _MARKED.search(body):
+    if not body or depth > _MAX_DEPTH:
+        return None
+    if not any(mark in body for mark in ("`", "<", "{", "[", "~~~")) and body[0] != '"':
         return _in_bare(body, dialect, depth)
     marked = _in_marks(body, dialect, depth)
     if marked is not None and marked.is_query:
@@ -198,7 +196,7 @@ class _Candidate(NamedTuple):
 
     hit: _Hit
     block: Block
-    demoted: bool
+    intro: str
 
 
 def _in_fences(body: str, dialect: str, depth: int) -> _Hit | None:
@@ -221,7 +219,7 @@ def _candidates(body: str, blocks: list[Block], dialect: str, depth: int) -> Ite
         if hit is not None:
             if not block.closed:
                 hit = hit._replace(notes=(*hit.notes, "unclosed_fence"))
-            yield _Candidate(hit, block, _is_demoted(body[max(previous_end, block.start - 300) : block.start]))
+            yield _Candidate(hit, block, body[max(previous_end, block.start - 300) : block.start])
         previous_end = block.end
 
 
@@ -285,9 +283,9 @@ def _choose(queries: list[_Candidate], body: str) -> _Candidate:
     programs = [query for query in queries if "in_code" not in query.hit.notes]
     pool = programs or queries
     for query in reversed(pool):
-        if not query.demoted and not _is_part(query, pool):
+        if not _is_demoted(query.intro) and not _is_part(query, pool):
             return query
-    return pool[0] if all(query.demoted for query in pool[1:]) else pool[-1]
+    return pool[0] if all(_is_demoted(query.intro) for query in pool[1:]) else pool[-1]
 
 
 def _is_part(query: _Candidate, others: list[_Candidate]) -> bool:
@@ -303,6 +301,7 @@ def _squeeze(sql: str) -> str:
     return re.sub(r"\s+", "", sql[:20_000]).lower()
 
 
+_HAS_QUERY_WORD = re.compile(r"[SsWw](?:ELECT|elect|ITH|ith)\b")
 _CORRECTION = re.compile(
     r"\b(?:wait|actually|correction|corrected|sorry|mistake|should be|should have been|instead|oops|on second thought)\b|"
     r"更正|应该是|不对|修正|改为|应为|抱歉",
@@ -313,7 +312,7 @@ _CORRECTION = re.compile(
 def _corrected_below(body: str, chosen: _Candidate, dialect: str) -> _Hit | None:
     """Return a statement in the text behind the last block, when words of correction announce it."""
     rest = body[chosen.block.end :]
-    if len(rest) < 20 or len(rest) > 5000:
+    if len(rest) < 20 or len(rest) > 5000 or not _HAS_QUERY_WORD.search(rest):
         return None
     cue = _CORRECTION.search(rest)
     if cue is None:
@@ -333,6 +332,9 @@ def pick_statement(text: str, dialect: str) -> _Hit | None:
         text: The content of a fence, or of anything else that should hold SQL alone.
         dialect: A name as sqlglot knows it.
     """
+    plain = _plain_query(text)
+    if plain:
+        return plain
     chosen = None
     chosen_is_query = False
     count = 0
@@ -352,6 +354,18 @@ def pick_statement(text: str, dialect: str) -> _Hit | None:
     if chosen_is_query and _prose_inside(chosen, dialect):
         return None
     return _Hit(chosen, "fence", ("several_statements",) if count > 1 else (), chosen_is_query)
+
+
+def _plain_query(text: str) -> _Hit | None:
+    """Take a text that is one plain query: the common case, told without a scan."""
+    sql = text.strip(BLANKS).rstrip(TERMINATORS + BLANKS)
+    if sql[:7].rstrip().upper() != "SELECT" or "\n\n" in sql or not sql.isascii() or not is_plain(sql):
+        return None
+    return _Hit(sql, "fence", ("complete",) if sql[-1:] in _SURE_ENDS else ())
+
+
+#: A statement that ends so has nothing missing behind it.
+_SURE_ENDS = frozenset(")'\"`0123456789")
 
 
 def _own_comments(text: str, begin: int, start: int) -> int:
@@ -419,12 +433,20 @@ def _whole(body: str, dialect: str) -> _Hit | None:
     """Take a text that is one statement and nothing else, without looking further; None where there is a doubt."""
     if first_keyword(body) not in QUERY_WORDS or not body.isascii():
         return None
+    head, terminator, rest = body.partition(";")
+    if terminator and rest and is_plain(head) and not bare.may_begin(rest):
+        body = head + terminator  # the statement first, then words that hold no other
     hit = pick_statement(body, dialect)
-    if hit is None or hit.notes or not hit.is_query:
+    if hit is None or "several_statements" in hit.notes or not hit.is_query:
         return None
-    if ("\n" in hit.sql and bare.has_boundaries(hit.sql)) or not bare.reads_as_query(hit.sql):
+    hit = hit._replace(method="bare")
+    sql = hit.sql
+    if bare.lines_begin_as_sql(sql):
+        if body[-1] == ";" and sql.startswith("SELECT") and "FROM" in sql:
+            return hit
+    elif bare.has_boundaries(sql):
         return None
-    return hit._replace(method="bare") if check_syntax(hit.sql, dialect).kind == "yes" else None
+    return hit if bare.reads_as_query(sql) and check_syntax(sql, dialect).kind == "yes" else None
 
 
 def _choose_found(found: list[bare.Found], text: str) -> bare.Found | None:
