@@ -105,6 +105,8 @@ def _odd(line: str, quote: str) -> bool:
         return False
     if quote == "'":
         line = re.sub(r"\w'(?=\w)", "", line.replace("''", ""))
+    elif quote == "`":
+        line = re.sub("```+", "", line)  # a fence is no code span
     return line.count(quote) % 2 == 1
 
 
