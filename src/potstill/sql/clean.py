@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import html
 import re
+from itertools import islice
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from potstill.sql import bare, embedded
 from potstill.sql.fences import JSON_LABELS, NEUTRAL_LABELS, PROGRAM_LABELS, SQL_LABELS, Block, find_blocks
 from potstill.sql.reasoning import strip_reasoning
-from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, is_plain, skip_leading, statements
+from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, is_plain, skip_leading, statements, unfinished
 from potstill.sql.syntax import check_syntax
 
 #: An answer inside an answer inside an answer (a fence in JSON in a tag): deeper than this nobody nests.
@@ -62,7 +63,10 @@ def clean_sql(text: str, *, dialect: str = "sqlite") -> Cleaned:
     body = answer.text.strip(BLANKS)
     if not body:
         return Cleaned("", "none", (*notes, "empty"))
+    body = _without_next_turn(body)
     hit = _find(_real_newlines(body), dialect, 0)
+    if "<br" in body and hit and _BREAK.search(_LITERAL.sub("''", hit.sql)):
+        hit = _find(_BREAK.sub("\n", body), dialect, 0)
     if "&" in body and _is_escaped(hit.sql if hit else body):
         hit = _find(_real_newlines(html.unescape(body)), dialect, 0)
         notes.append("html_unescaped")
@@ -74,6 +78,8 @@ def clean_sql(text: str, *, dialect: str = "sqlite") -> Cleaned:
 def _finish(hit: _Hit, notes: list[str], dialect: str) -> Cleaned:
     sql = hit.sql
     notes.extend(hit.notes)
+    if "\\_" in sql or "\\*" in sql:
+        sql = _without_markdown_escapes(sql, dialect)
     if not sql.isascii():
         plain = plain_punctuation(sql)
         if plain != sql:
@@ -86,6 +92,27 @@ def _finish(hit: _Hit, notes: list[str], dialect: str) -> Cleaned:
     if not hit.is_query:
         notes.append("not_a_query")
     return Cleaned(sql, hit.method, tuple(notes))
+
+
+_BREAK = re.compile(r"<br ?/?>\n?")
+# What begins the next turn of a conversation that the model went on to invent.
+_NEXT_TURN = re.compile(
+    r"^[ \t]*(?:#{1,4} ?(?:Instruction|Question|Input|User|Human|Schema)\b|(?:Question|Q|User|Human|USER|Input|Instruction|"
+    r"Database schema|Schema|-- Question|问题|用户)(?: \d+)?[:：])",
+    re.MULTILINE,
+)
+_TURN_WORDS = ("uestion", "Q:", "ser:", "SER:", "uman", "nput", "nstruction", "chema", "问题", "用户", "### User")
+
+
+def _without_next_turn(body: str) -> str:
+    """Cut a text where it goes on with another question, once it has answered the first."""
+    if not any(word in body for word in _TURN_WORDS):
+        return body
+    for match in islice(_NEXT_TURN.finditer(body), 8):
+        before = body[: match.start()]
+        if _HAS_QUERY_WORD.search(before) and not unfinished(before[-2000:]) and _find(before, "sqlite", 1):
+            return before
+    return body
 
 
 _LITERAL = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)")
@@ -260,7 +287,9 @@ _DEMOTES = re.compile(
     r"\b(?:alternativ\w*|breakdown|sub-?quer(?:y|ies)|inner query|verify|to test|to check|sanity check|incorrect|wrong|"
     r"instead of|don't use|do not use|avoid|would fail|original query|your query|first attempt|not recommended|"
     r"you can also|you could also|could also|if you (?:also |only |want|need|prefer|would)|optional(?:ly)?|equivalent|"
-    r"create an index|explanation of|for (?:reference|comparison))\b|备选|另一种|也可以|或者|验证|错误的|不要使用|原始|子查询|如果(?:您|你)?(?:需要|想)",
+    r"create an index|explanation of|for (?:reference|comparison)|break(?:s|ing)? (?:it |this |them |the query )?down|in general|"
+    r"this part|explained|how it works|to (?:confirm|debug|inspect|see)|double.check|test (?:it|the query|with)|general form|"
+    r"in (?:sql server|mysql|postgres(?:ql)?|oracle|t-sql)|before running)\b|备选|另一种|也可以|或者|验证|错误的|不要使用|原始|子查询|如果(?:您|你)?(?:需要|想)",
     re.IGNORECASE,
 )
 _PROMOTES = re.compile(
@@ -282,6 +311,7 @@ def _choose(queries: list[_Candidate], body: str) -> _Candidate:
         return queries[0]
     programs = [query for query in queries if "in_code" not in query.hit.notes]
     pool = programs or queries
+    pool = [query for query in pool if not bare.has_placeholder(query.hit.sql)] or pool
     for query in reversed(pool):
         if not _is_demoted(query.intro) and not _is_part(query, pool):
             return query
@@ -289,12 +319,15 @@ def _choose(queries: list[_Candidate], body: str) -> _Candidate:
 
 
 def _is_part(query: _Candidate, others: list[_Candidate]) -> bool:
-    """Say whether a query repeats a parenthesised part of an earlier one: then it explains, it does not answer."""
+    """Say whether a query repeats a part of an earlier one: then it explains, it does not answer.
+
+    A beginning of the earlier one may be its correction instead ("no filter is needed"), if the words say so.
+    """
     inner = _squeeze(query.hit.sql)
-    return any(
-        other is not query and other.block.start < query.block.start and f"({inner})" in _squeeze(other.hit.sql)
-        for other in others
-    )
+    earlier = [_squeeze(other.hit.sql) for other in others if other.block.start < query.block.start]
+    if any(f"({inner})" in sql for sql in earlier):
+        return True
+    return any(inner in sql and inner != sql for sql in earlier) and _PROMOTES.search(query.intro) is None
 
 
 def _squeeze(sql: str) -> str:
@@ -524,6 +557,20 @@ def _straight(match: re.Match[str]) -> str:
     return f'"{match.group(2)}"' if match.group(2) is not None else match.group()
 
 
+def _without_markdown_escapes(sql: str, dialect: str) -> str:
+    r"""Undo `\_` and `\*` outside literals, where that makes a text parse that did not."""
+    if check_syntax(sql, dialect).kind == "yes":
+        return sql
+    pieces = []
+    position = 0
+    for match in _MARKS.finditer(sql):
+        pieces += [_ESCAPE.sub(r"\1", sql[position : match.start()]), match.group()]
+        position = match.end()
+    repaired = "".join([*pieces, _ESCAPE.sub(r"\1", sql[position:])])
+    return repaired if check_syntax(repaired, dialect).kind == "yes" else sql
+
+
+_ESCAPE = re.compile(r"\\([_*<>\[\]()#.`~-])")
 _REFUSAL = re.compile(
     r"\b(?:I\s+(?:can(?:'|’)?t|cannot|can\s+not|am\s+(?:unable|not able)|won(?:'|’)t|will\s+not|must\s+decline|do\s+not\s+have)|"
     r"I(?:'|’)m\s+(?:sorry|unable|afraid|not\s+able)|sorry,?\s+(?:but\s+)?I|unable\s+to\s+(?:generate|answer|provide|write|help|"

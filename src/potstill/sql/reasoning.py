@@ -36,13 +36,12 @@ _HEADER = re.compile(
 )
 # What ends a turn. Whatever follows was never meant as part of this answer.
 _END = re.compile(
-    r"[<\[](?:(?<=<)(?:\|(?:im_end|endoftext|eot_id|eom_id|end_of_text|end|return|call|eos|eot|user|system|observation|"
-    r"im_start|start|start_header_id|END_OF_TURN_TOKEN|END_RESPONSE|END_TEXT|USER_TOKEN|end_of_solution|endofanswer|"
-    r"end_of_turn|end_of_role|role_end|role_start|start_of_role|fim_middle|fim_prefix|fim_suffix|file_sep|repo_name|"
-    r"endofprompt|pad|turn|diff_marker|end_of_sentence|stop|separator|EOT|EOS|eod|extra_\d+|reserved_\d+)\|?>"
-    r"|/s>|s>(?=\s|\Z)|eos>|end_of_turn>|start_of_turn>|turn\|>|eod>|EOT>|pad>|unk>|\|>|unused\d+>"
-    r"|｜(?:end▁of▁sentence|User|Assistant|begin▁of▁sentence|EOT)｜>|fim_(?:prefix|middle|suffix)>|file_sep>"
-    r"|\|/?(?:assistant|tool)\|>)|(?<=\[)(?:/?INST\]|EOS\]|DONE\]|/?SYS\]|end of text\]))"
+    # `<|anything|>` is a special token in every family, but those that open an answer, a channel or a tool call.
+    r"[<\[](?:(?<=<)(?:\|(?!(?:begin_of_|START_|channel\||message\||constrain\||python_tag))/?[A-Za-z]\w{0,40}\|>|\|>"
+    r"|(?:im_end|eot_id|endoftext)\|?>|/s>|s>(?=\s|\Z)|(?:eos|bos|eod|eoa|eoh|eot|EOT|EOS|pad|unk|PAD|UNK)>"
+    r"|end_of_turn>|start_of_turn>|turn\|>|\|turn>|seed:eos>|unused\d+>|extra_id_\d+>|reserved_\d+>|SPECIAL_\d+>"
+    r"|｜[^<>\n]{1,40}｜>|fim_(?:prefix|middle|suffix)>|file_sep>|(?:END|EOF|STOP|DONE|EOQ|END_OF_\w{1,20})>|</?SYS>>)"
+    r"|(?<=\[)(?:/?INST\]|EOS\]|DONE\]|/?SYS\]|end of text\]|\|\w{1,30}\|\]|(?:END|EOF|STOP)\](?=\s*\Z)))"
 )
 _PROMPT_ECHO = re.compile(r"\s*<\|(?:im_start\|>|start_header_id\|>\s*)(?:user|system)\b")
 _ASSISTANT_TURN = re.compile(

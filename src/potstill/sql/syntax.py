@@ -6,6 +6,7 @@ table" means that it parsed, "syntax error" that it did not, and this costs some
 
 from __future__ import annotations
 
+import logging
 import re
 import sqlite3
 import threading
@@ -81,6 +82,8 @@ def _parses_with_sqlglot(sql: str, dialect: str) -> bool:
     import sqlglot
     from sqlglot import exp
 
+    # It warns of each statement that it does not know; that is our question, and its answer is below.
+    logging.getLogger("sqlglot").setLevel(logging.ERROR)
     try:
         tree = sqlglot.parse_one(sql, read=dialect)
     except (sqlglot.errors.SqlglotError, RecursionError, ValueError):
