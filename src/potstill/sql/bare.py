@@ -316,8 +316,8 @@ def _end_in(text: str, start: int, dialect: str, *, inner: bool) -> _End:
     statement = statement_at(text, start, dialect=dialect)
     limit = _closing_parenthesis(text, start, statement.limit) if inner else statement.limit
     limit = min(limit, _markup(text, start, limit))
-    region_stop = min(statement.end, limit)
-    region = text[start:region_stop]
+    region = text[start:limit].rstrip(BLANKS)
+    region_stop = start + len(region)
     terminated = limit < len(text) and text[limit] in TERMINATORS
     single_line = "\n" not in region
     if terminated and single_line and region.isascii() and len(region) < 2000:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
+from potstill.sql.reasoning import is_quoted
 from potstill.sql.scan import QUERY_WORDS, first_keyword, unfinished
 
 #: Words behind a fence that name SQL; a label with more to it (`sql title="x"`) begins with one of them.
@@ -80,6 +82,8 @@ def _blocks(text: str) -> Iterator[Block]:
             continue
         start = match.start("tilde") if match.group("tilde") else match.start()
         mark = match.group("tilde") or match.group()
+        if opening is None and _is_data(text, start, match.end()):
+            continue
         if opening is None:
             opening = _open(text, start, mark)
             position = opening.body
@@ -100,6 +104,11 @@ def _blocks(text: str) -> Iterator[Block]:
         yield _close(text, opening, len(text), len(text), closed=False)
 
 
+def _is_data(text: str, start: int, end: int) -> bool:
+    """Say whether a fence mark amid a line stands in a literal."""
+    return start > 0 and text[start - 1] != "\n" and is_quoted(text, start, end)
+
+
 def _virtual_opening(text: str, fence: re.Pattern[str]) -> _Opening | None:
     """Return an opening at the start, when the real one stood in the prompt and only the closing fence is left."""
     if text.startswith("```"):
@@ -108,7 +117,8 @@ def _virtual_opening(text: str, fence: re.Pattern[str]) -> _Opening | None:
     begin = head.end() if head else 0
     if first_keyword(text, begin) not in QUERY_WORDS:
         return None
-    match = fence.search(text)
+    marks = islice(fence.finditer(text), _MAX_LITERAL_CHECKS)
+    match = next((mark for mark in marks if not _is_data(text, mark.start(), mark.end())), None)
     if match is None or match.group("tilde") or _labelled(text, match) or text[begin : match.start()].isspace():
         return None
     # `WITH the schema above, …` is prose: a query has ended, or goes on, right up to the fence.
@@ -164,6 +174,8 @@ def _in_literal(text: str, opening: _Opening, start: int, end: int) -> bool:
         return False  # nothing can be open
     if first_keyword(content) not in QUERY_WORDS or unfinished(content) != "literal":
         return False
+    if _is_data(text, start, end):
+        return True
     closing = text.find(opening.mark, end)
     return closing >= 0 and unfinished(text[opening.body : closing]) != "literal"
 
