@@ -49,6 +49,7 @@ _FROM = re.compile(r"\bFROM\b", re.IGNORECASE)
 _EXPRESSION = re.compile(r"[\d*('\"=+]")
 _OPERATOR = re.compile(r"[=<>*('\",`]|\.\w|\bJOIN\b")
 
+_LABEL_OR_BOLD = re.compile(r"\w:\s|\*\*[\w ]|[\w ]\*\*|`\s+\w+\s+\w+\s")
 _DOTS = re.compile(r"(?:\.\.\.|…)(?!>)")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
 #: Arrows, signs and pictures that close a sentence.
@@ -87,8 +88,8 @@ _PROSE_WORDS = (
 #: A line that is prose or markup, if what stands before it is complete.
 _PROSE_LINE = re.compile(
     rf"\n[ \t]*(?=[^\x00-\x7f]|#{{1,6}}[ \t]|\||[+][-=+]{{2,}}|"
-    rf"[-=_*]{{3,}}[ \t]*\r?$|\*\*[\w\u4e00-\u9fff]|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|```|~~~|</?[A-Za-z]|>|\[\(|"
-    rf"(?-i:[A-Z])[\w()/' ]{{0,40}}[:：](?!:)(?:\s|$)|(?-i:SQLResult|Explanation|Question|Human|User|Assistant)\b|"
+    rf"[-=_*]{{3,}}[ \t]*\r?$|\*\*[\w\u4e00-\u9fff]|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|``+|`[ \t]*\r?$|~~~|</?[A-Za-z]|>|\[\(|"
+    rf"[A-Za-z][\w()/' ]{{0,40}}[:：](?!:)(?:\s|$)|(?-i:SQL|EOF|EOS)[ \t]*\r?$|(?-i:SQLResult|Explanation|Question|Human|User|Assistant)\b|"
     rf"(?!(?:FROM|WHERE|GROUP|ORDER|LIMIT|AND|OR|JOIN|UNION)\b)[^\n]{{1,200}}\n[ \t]*[-+|=][-+|= \t]{{2,}}\r?$|"
     rf"\(?\d+ rows?\b|(?-i:{_PROSE_WORDS})\b[ ,]|\\[gG]\b|(?-i:GO)[ \t]*\r?$|/[ \t]*\r?$|\.[a-z]+\b|Query OK|Time:|"
     rf"(?:sqlite|mysql|postgres|[\w-]+=[>#]|\$)[>#]?[ \t])",
@@ -118,7 +119,7 @@ _DANGLING = re.compile(
 )
 _META_TAIL = re.compile(r"\s*\\[gG]\s*\Z")
 _PROMPT = re.compile(
-    r"^[ \t]*(?:sqlite>|mysql>|MariaDB \[[^\]]*\]>|[\w-]+=[>#]|duckdb>|D|SQL>|>>>|>)[ \t]+(?=\S)", re.MULTILINE
+    r"^[ \t]*(?:sqlite>|mysql>|MariaDB \[[^\]]*\]>|[\w-]+=[>#]|duckdb>|D|SQL>|\d+>|>>>|>)[ \t]+(?=\S)", re.MULTILINE
 )
 _PROMPT_GO_ON = re.compile(r"^[ \t]*(?:\.\.\.>|->|[\w-]+[-('][>#]|\d+>|·|‣|\.\.\.)[ \t]?", re.MULTILINE)
 
@@ -332,7 +333,7 @@ def _end_in(text: str, start: int, dialect: str, *, inner: bool) -> _End:
 
 def _markup(text: str, start: int, limit: int) -> int:
     """Return where a closing HTML tag, or the next cell of a table, ends a statement before its own end."""
-    ends = [match.start() for match in islice(re.compile(r"</[A-Za-z]").finditer(text, start, limit), 5)]
+    ends = [match.start() for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]").finditer(text, start, limit), 5)]
     if _line_before(text, start).lstrip().startswith("|"):
         ends += [match.start() for match in islice(re.compile(r"(?<!\|)\|(?!\|)").finditer(text, start, limit), 20)]
     for end in sorted(ends):
@@ -532,6 +533,8 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
         return True
     upper = "SELECT" in sql[: sql.upper().find("SELECT") + 6] or rank == 2
     has_from = _FROM.search(sql) is not None
+    if not end.checked and _is_prosy(sql):
+        return False
     if not end.checked and rank == 2 and _UPPER_CLAUSE.search(sql):
         return True
     if not has_from and not (_EXPRESSION.search(sql) and (end.checked or end.truncated)):
@@ -539,6 +542,12 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
     if end.checked:
         return upper or (_OPERATOR.search(sql) is not None and has_from)
     return rank == 2 and (sql[:6].isupper() or _STRONG_OPERATOR.search(sql) is not None)
+
+
+def _is_prosy(sql: str) -> bool:
+    """Say whether a text that does not parse reads as a sentence or a list: `SELECT name: the column to return`."""
+    code = _QUOTED.sub("''", sql)
+    return _LABEL_OR_BOLD.search(code) is not None or len(_PROSE_TOKENS.findall(code)) >= 3
 
 
 def has_placeholder(sql: str) -> bool:

@@ -63,7 +63,7 @@ def clean_sql(text: str, *, dialect: str = "sqlite") -> Cleaned:
     body = answer.text.strip(BLANKS)
     if not body:
         return Cleaned("", "none", (*notes, "empty"))
-    body = _without_next_turn(body)
+    body = _without_next_turn(_without_styles(body))
     hit = _find(_real_newlines(body), dialect, 0)
     if "<br" in body and hit and _BREAK.search(_LITERAL.sub("''", hit.sql)):
         hit = _find(_BREAK.sub("\n", body), dialect, 0)
@@ -94,6 +94,8 @@ def _finish(hit: _Hit, notes: list[str], dialect: str) -> Cleaned:
     return Cleaned(sql, hit.method, tuple(notes))
 
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_BOLD_KEYWORD = re.compile(r"\*\*(?:SELECT|WITH)\*\*", re.IGNORECASE)
 _BREAK = re.compile(r"<br ?/?>\n?")
 # What begins the next turn of a conversation that the model went on to invent.
 _NEXT_TURN = re.compile(
@@ -102,6 +104,13 @@ _NEXT_TURN = re.compile(
     re.MULTILINE,
 )
 _TURN_WORDS = ("uestion", "Q:", "ser:", "SER:", "uman", "nput", "nstruction", "chema", "问题", "用户", "### User")
+
+
+def _without_styles(body: str) -> str:
+    """Remove the colours of a terminal, and bold type from keywords."""
+    if "\x1b[" in body:
+        body = _COLOUR.sub("", body)
+    return body.replace("**", "") if "**" in body and _BOLD_KEYWORD.search(body) else body
 
 
 def _without_next_turn(body: str) -> str:
@@ -191,8 +200,8 @@ def _in_tags(body: str, dialect: str, depth: int) -> _Hit | None:
 
 def _in_json(body: str, dialect: str, depth: int) -> _Hit | None:
     """Find the statement in a text that is JSON from its first character on (a JSON string included)."""
-    if body[0] == '"' and body[-1] == '"' and "\\" in body:
-        return _in_json_string(body, dialect, depth)
+    if body[0] == '"' and body[-1] == '"':
+        return _in_json_string(body, dialect, depth) if "\\" in body else _in_doubled_quotes(body, dialect)
     return _in_prose_json(body, dialect, depth) if body[0] in "{[" else None
 
 
@@ -205,6 +214,12 @@ def _in_json_string(body: str, dialect: str, depth: int) -> _Hit | None:
         return None
     hit = _find(value, dialect, depth + 1) if isinstance(value, str) else None
     return hit._replace(method="json") if hit else None
+
+
+def _in_doubled_quotes(body: str, dialect: str) -> _Hit | None:
+    """Find the statement in a text that is quoted as CSV does it: `"SELECT \"\"a\"\" FROM t"`."""
+    hit = pick_statement(body[1:-1].replace('""', '"'), dialect) if '""' in body else None
+    return hit if hit is not None and check_syntax(hit.sql, dialect).kind == "yes" else None
 
 
 def _in_prose_json(body: str, dialect: str, depth: int) -> _Hit | None:
