@@ -63,7 +63,7 @@ class Entry:
 
     def choose(self, request: Mapping[str, Any], messages_key: str) -> list[dict[str, Any]]:
         """Return the answers for a request, `n` of them, each by the rule of the module's docstring."""
-        count = request.get("n") or 1
+        count = _count_of(request)
         if isinstance(seed := request.get("seed"), int):
             first = seed
         elif len(self.answers) == 1:
@@ -131,7 +131,8 @@ class Answers:
             UnknownPromptError: When none fits.
             BadRequestError: When the request has no messages, or a wrong `n`.
         """
-        if not isinstance(count := request.get("n") or 1, int) or not 1 <= count <= 128:
+        count = _count_of(request)
+        if type(count) is not int or not 1 <= count <= 128:
             raise BadRequestError(f"n must be a whole number from 1 to 128, found {count!r}")
         messages = request.get("messages")
         try:
@@ -148,6 +149,10 @@ class Answers:
         ends = ((user.rfind(text), text) for text in self._by_match)
         found = max(((at + len(text), len(text), text) for at, text in ends if at >= 0), default=None)
         return self._by_match[found[2]] if found else None
+
+
+def _count_of(request: Mapping[str, Any]) -> Any:
+    return 1 if request.get("n") is None else request["n"]
 
 
 def _read_answer(answer: Any) -> dict[str, Any]:
