@@ -42,6 +42,7 @@ from typing import IO, Any, NoReturn
 from urllib.parse import urljoin
 
 from potstill.errors import ConfigError, PotstillError, TryAgainError
+from potstill.processes import find_controllers, identify
 
 _log = logging.getLogger(__name__)
 
@@ -251,7 +252,8 @@ def _is_alive(folder: Path) -> bool:
 
 def _is_current(state: Mapping[str, Any]) -> bool:
     """Whether the supervisor that wrote this lives: after its death the guard alone holds `alive` for a while."""
-    return bool(process_start(int(state["pid"])) == state["started"])
+    supervisor = identify(int(state["pid"]))
+    return bool(state["started"] == (supervisor.started if supervisor else None))
 
 
 def _spawn_supervisor(spec: ServerSpec) -> None:
@@ -319,35 +321,8 @@ def tail_of(path: Path, start: int, size: int = 2000) -> str:
     return text.strip() or "(it wrote nothing)"
 
 
-def process_start(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since boot; with the pid that names it for good.
-
-    None when there is no such process; "unknown" where the system has no /proc to tell.
-    """
-    if not Path("/proc/self/stat").exists():
-        return "unknown"
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def find_controller() -> int | None:
-    """Return the Snakemake process that this process works for: the outermost of its ancestors that is one."""
-    found, pid = None, os.getpid()
-    while pid > 1:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:4]
-            status = Path(f"/proc/{pid}/stat").read_bytes()
-        except OSError:
-            break
-        if any(os.path.basename(word) == b"snakemake" for word in words):  # noqa: PTH119 (bytes, not a path of ours)
-            found = pid
-        pid = int(status.rpartition(b")")[2].split()[1])
-    return found
-
-
 def _record_controller(folder: Path) -> None:
-    if (pid := find_controller()) and (started := process_start(pid)):
-        (folder / "controllers" / f"{pid}-{started}").touch()
+    """Leave the name of the Snakemake that this job works for, the outermost where there are several."""
+    controllers = find_controllers()
+    if controllers and (controller := identify(controllers[-1])):
+        (folder / "controllers" / f"{controller.pid}-{controller.started}").touch()

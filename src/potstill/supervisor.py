@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
-from potstill.servers import ServerSpec, process_start, read_state, tail_of, try_lock
+from potstill.processes import find_children, identify
+from potstill.servers import ServerSpec, read_state, tail_of, try_lock
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -170,15 +171,10 @@ def _group_members(group: int | None) -> set[int]:
 
 
 def _descendants() -> set[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            stat = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-            children.setdefault(int(stat[1]), []).append(int(entry.name))
     found: set[int] = set()
     queue = [os.getpid()]
     while queue:
-        below = children.get(queue.pop(), [])
+        below = find_children(queue.pop())
         found.update(below)
         queue.extend(below)
     return found
@@ -305,7 +301,8 @@ class Supervisor:
         """Whether a Snakemake lives whose jobs came by; the dead ones are forgotten."""
         for mark in (self._spec.path / "controllers").iterdir():
             pid, _, started = mark.name.partition("-")
-            if process_start(int(pid)) == started:
+            controller = identify(int(pid))
+            if controller and controller.started == started:
                 return True
             mark.unlink(missing_ok=True)
         return False
@@ -329,8 +326,9 @@ class Supervisor:
     def _say(self, phase: str, **more: Any) -> None:
         """Write state.json, whole; the port stays in it, so that a server that comes back comes back there."""
         path = self._spec.path / "state.json"
-        state = {"port": read_state(self._spec.path).get("port"), "id": self._id, "phase": phase, "pid": os.getpid()}
-        state["started"] = process_start(os.getpid())
+        me = identify(os.getpid())
+        state = {"id": self._id, "phase": phase, "pid": os.getpid(), "started": me.started if me else None}
+        state["port"] = read_state(self._spec.path).get("port")
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(state | more), encoding="utf-8")
         temporary.replace(path)
