@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 from urllib.parse import urljoin
 
+from potstill.config.locate import workflow_root
 from potstill.errors import ConfigError, PotstillError, TryAgainError
 from potstill.processes import find_controllers, identify
 
@@ -152,13 +153,6 @@ def _exec_form(command: str) -> str:
         return command
     variables = [f"{name}={shlex.quote(value)}" for name, _, value in (word.partition("=") for word in assignments)]
     return " ".join([*variables, "exec", shlex.join(program)])
-
-
-def workflow_root() -> Path:
-    """Return the folder that holds the Snakefile: of this checkout, or inside the installed package."""
-    package = Path(__file__).resolve().parent
-    installed = package / "_workflow"
-    return installed if installed.is_dir() else package.parents[1]
 
 
 def _key(command: str, *rest: object) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from potstill.config.locate import workflow_root
 from potstill.errors import ConfigError, TryAgainError
-from potstill.servers import fill_command, plan_server, running_server, workflow_root
+from potstill.servers import fill_command, plan_server, running_server
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc: Linux only")
 
