@@ -1,1 +1,1 @@
-"""What people write for a run: the config and the model files, checked before anything starts."""
+"""Configs and model files: closed schemas, defaults, and errors that say what to do."""
