@@ -164,7 +164,7 @@ def write_index(folder: Path, parts: list[Index | NewEntries]) -> Path:
     count = sum(part.entries if isinstance(part, Index) else len(part) for part in parts)
     bits = min(_MAX_BITS, max(1, (count // _BUCKET).bit_length()))
     path = folder / f"{count:012d}-{secrets.token_hex(4)}.idx"
-    header = {"format": _FORMAT, "entries": count, "bits": bits, "spans": spans}
+    header = {"format": _FORMAT, "entries": count, "bits": bits, "spans": [list(span) for span in spans]}
     counts = array("Q", bytes(8 * ((1 << bits) + 1)))
     shift = 32 - bits
     with publish(path) as out:

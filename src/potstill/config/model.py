@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from potstill.config.schema import complete, load_yaml
 from potstill.errors import ConfigError
 from potstill.secrets import NO_KEY_WORDS, KeySource, looks_like_key, remember
 
@@ -140,14 +138,16 @@ def load_model(path: Path, *, env: Mapping[str, str] = os.environ) -> Model:
     Raises:
         ConfigError: If the file is missing, is not YAML, has an unknown key or holds a secret.
     """
-    document = _read_yaml(path)
-    _refuse_inline_keys(document, path)
-    client, chat = _checked(document, path)
-    parameters, headers, query = _split_chat(chat, client)
+    given = load_yaml(path, "model file")
+    _refuse_inline_keys(given, path)
+    document = complete(given, "model", f"model file {path}")
+    client = document["client_config"]
+    # The body holds what the user wrote, not the schema's defaults.
+    parameters, headers, query = _split_chat(given["chat_config"], client)
     limit_name, max_tokens = _take_limit(parameters, path)
     timeout = float(client["timeout"] or 600)
     retries = int(client["max_retries"])
-    prices = document.get("prices")
+    prices = document["prices"]
     return Model(
         file=path,
         name=str(parameters["model"]),
@@ -170,28 +170,10 @@ def load_model(path: Path, *, env: Mapping[str, str] = os.environ) -> Model:
             row=float(client["row_deadline_s"] or timeout * (retries + 1)),
         ),
         max_retries=retries,
-        decode_profiles=document.get("decode_profiles") or {},
+        decode_profiles=document["decode_profiles"],
         prices=Prices(**prices) if prices else None,
-        server=_server(document.get("server")),
+        server=document["server"],
     )
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the model file cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError(f"{path}: {line}not YAML: {getattr(error, 'problem', None) or 'it cannot be parsed'}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: a model file is a mapping with `client_config` and `chat_config`, found {type(document).__name__}")
-    return document
 
 
 def _refuse_inline_keys(document: dict[str, Any], path: Path) -> None:
@@ -221,49 +203,6 @@ def _texts(value: Any, name: str) -> list[tuple[str, str]]:
     if isinstance(value, list):
         return [pair for index, item in enumerate(value) for pair in _texts(item, f"{name}[{index}]")]
     return [(name, value)] if isinstance(value, str) else []
-
-
-@cache
-def model_schema() -> dict[str, Any]:
-    """Return the schema of model files, from the checkout or from inside an installed wheel."""
-    import yaml
-
-    here = Path(__file__).resolve()
-    for root in (here.parents[3], here.parents[1] / "_workflow"):
-        file = root / "workflow" / "schemas" / "model.schema.yaml"
-        if file.is_file():
-            schema: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-            return schema
-    raise ConfigError("workflow/schemas/model.schema.yaml is missing from this installation of potstill; install it again")
-
-
-def _checked(document: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Check a document and return its two blocks, the client's with all defaults."""
-    from jsonschema import Draft202012Validator
-
-    schema = model_schema()
-    errors = sorted(Draft202012Validator(schema).iter_errors(document), key=lambda error: list(map(str, error.path)))
-    if errors:
-        raise ConfigError(f"{path}: {_explain(errors[0])}")
-    properties = schema["properties"]["client_config"]["properties"]
-    given = document.get("client_config") or {}
-    client = {name: given.get(name, part["default"]) for name, part in properties.items()}
-    return client, document["chat_config"]
-
-
-def _explain(error: Any) -> str:
-    """Say where, what was found, what is allowed and, for a misspelled key, the nearest one."""
-    where = ".".join(map(str, error.path)) or "the file"
-    if error.validator == "additionalProperties":
-        known = list(error.schema.get("properties", {}))
-        unknown = next(name for name in error.instance if name not in known)
-        near = difflib.get_close_matches(str(unknown), known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(known)}"
-        return f"{where}: unknown key {unknown}{hint}"
-    if error.validator == "required":
-        return f"{where}: {error.message.replace(chr(39), '')}"
-    allowed = error.schema.get("description", "")
-    return f"{where}: found {error.instance!r}, which is not allowed ({error.validator}: {error.validator_value}). {allowed}".strip()
 
 
 def _split_chat(chat: dict[str, Any], client: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
@@ -300,7 +239,7 @@ def clean_base(url: str) -> str:
 
 def _addresses(client: dict[str, Any]) -> tuple[Address, ...]:
     listed = client["base_urls"] or [client["base_url"]]
-    pairs = [(item, 1.0) if isinstance(item, str) else (item["url"], float(item.get("weight", 1))) for item in listed]
+    pairs = [(item, 1.0) if isinstance(item, str) else (item["url"], float(item["weight"])) for item in listed]
     for url, _ in pairs:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.netloc:
@@ -327,10 +266,3 @@ def _checked_proxy(proxy: str | None, path: Path) -> str | None:
         remember(urllib.parse.urlsplit(proxy).password or "")
         raise ConfigError(f"{path}: client_config.proxy holds a password; leave it out here and set HTTPS_PROXY in the environment")
     return proxy
-
-
-def _server(block: dict[str, Any] | None) -> dict[str, Any] | None:
-    if block is None:
-        return None
-    properties = model_schema()["properties"]["server"]["properties"]
-    return {name: block.get(name, part["default"]) for name, part in properties.items()}

@@ -71,7 +71,6 @@ class Client:
         self._session: aiohttp.ClientSession | None = None
         self._headers: CIMultiDict[str] = CIMultiDict()
         self._key: str | None = None
-        self._stream = model.stream
 
     async def open(self) -> None:
         """Make the session; the connections come as they are needed."""
@@ -135,8 +134,8 @@ class Client:
         try:
             if response.status != 200:
                 return await self._read_refusal(response)
-            if self._stream and "event-stream" in response.headers.get("Content-Type", ""):
-                return await read_stream(response.content, self._model.timeouts.idle)
+            if "event-stream" in response.headers.get("Content-Type", ""):
+                return await read_stream(response.content, self._model.timeouts.idle, wanted)
             return read_reply(await self._read(response), wanted)
         finally:
             response.close() if not response.content.is_eof() else response.release()
