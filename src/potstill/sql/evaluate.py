@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from potstill.sql.compare import matches, runs, split
 from potstill.sql.engines import Engine
 from potstill.sql.ordering import find_ties
-from potstill.sql.outcome import Cells, QueryError, Result
+from potstill.sql.outcome import Cells, QueryError, Result, types_of
 from potstill.sql.policy import Policy
-from potstill.sql.signature import sign
+from potstill.sql.signature import PLAIN_TYPES, sign
 
 #: Gold results larger than this are not carried about: the signature decides most comparisons, else gold runs again.
 MAX_CARRIED_BYTES = 64_000
@@ -43,7 +43,7 @@ class Gold(NamedTuple):
         rows: The rows, where they are few enough to be carried about.
         groups: Where the outermost query orders: the sizes of the runs of ties.
         signature: The result's signature under the policy.
-        has_float: Whether any cell is a real number.
+        has_real: Whether any cell is a real number.
         unstable: Whether something in the result was left to chance.
         used_clock: Whether it asked for the time.
         used_random: Whether it threw dice.
@@ -57,7 +57,7 @@ class Gold(NamedTuple):
     rows: list[Cells] | None = None
     groups: list[int] | None = None
     signature: str = ""
-    has_float: bool = False
+    has_real: bool = False
     unstable: bool = False
     used_clock: bool = False
     used_random: bool = False
@@ -100,14 +100,7 @@ class Evaluator:
         self._policy = policy
         self._restart_clock = restart_clock
         self._exact = policy.float_rel_tol < _TWELVE_DIGITS
-        # Without these two an unequal signature settles it, unless real numbers take part.
-        self._signature_settles = (
-            policy.duplicates == "bag"
-            and policy.column_order == "strict"
-            and not policy.extra_columns
-            and not policy.numeric_text
-            and policy.empty_width == "compare"
-        )
+        self._settles = settles(policy)
 
     def gold(self, database: str, sql: str) -> Gold:
         """Run a gold query, once more in another order of reading, and find its runs of ties."""
@@ -126,7 +119,7 @@ class Evaluator:
             rows=result.rows if _is_small(result) else None,
             groups=groups,
             signature=self._sign(result, runs(len(result.rows), self._policy, groups)),
-            has_float=result.has_float,
+            has_real=result.has_real,
             unstable=unsteady or result.used_random or (ties is not None and ties.cut),
             used_clock=result.used_clock,
             used_random=result.used_random,
@@ -170,9 +163,9 @@ class Evaluator:
     def _match(self, database: str, gold: Gold, gold_sql: str, result: Result, signature: str) -> bool | None:
         if signature == gold.signature:
             return True
-        if self._signature_settles and not gold.has_float and not result.has_float:
+        if self._settles and not gold.has_real and not result.has_real:
             return False
-        if self._signature_settles and (gold.row_count, gold.column_count) != (len(result.rows), result.column_count):
+        if self._settles and (gold.row_count, gold.column_count) != (len(result.rows), result.column_count):
             return False
         rows = gold.rows
         if rows is None:
@@ -180,7 +173,7 @@ class Evaluator:
                 rows = self._run_again(database, gold_sql).rows
             except QueryError:
                 return None  # gold ran before, and now it does not: nobody's answer is to blame
-        return matches(Result(gold.column_count, rows), result, self._policy, groups=gold.groups)
+        return matches(Result(gold.column_count, rows, types_of(rows)), result, self._policy, groups=gold.groups)
 
     def _is_unsteady(self, database: str, sql: str, result: Result) -> bool:
         """Whether the bag of rows changes when unordered rows are read in another order."""
@@ -199,7 +192,18 @@ class Evaluator:
         return self._engine.run(database, sql)
 
     def _sign(self, result: Result, sizes: list[int] | None) -> str:
-        return sign(result.column_count, split(result.rows, sizes), exact=self._exact)
+        return sign(result.column_count, split(result.rows, sizes), plain=PLAIN_TYPES >= result.types, exact=self._exact)
+
+
+def settles(policy: Policy) -> bool:
+    """Whether two unequal signatures mean no match, unless real numbers take part."""
+    return (
+        policy.duplicates == "bag"
+        and policy.column_order == "strict"
+        and not policy.extra_columns
+        and not policy.numeric_text
+        and policy.empty_width == "compare"
+    )
 
 
 def _is_small(result: Result) -> bool:
@@ -209,6 +213,6 @@ def _is_small(result: Result) -> bool:
     return sum(sizes) <= MAX_CARRIED_BYTES
 
 
-def pack(value: Any) -> Any:
-    """Return a gold result as the plain tuple that crosses a pipe."""
-    return None if value is None else tuple(value)
+def pack(gold: Gold, *, with_rows: bool) -> tuple[Any, ...]:
+    """Return a gold result as the plain tuple that crosses a pipe, without its rows where the signature will do."""
+    return tuple(gold if with_rows or gold.has_real else gold._replace(rows=None))

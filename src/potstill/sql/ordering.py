@@ -55,6 +55,8 @@ def find_ties(sql: str, result: Result, dialect: str, run: RunQuery) -> Ties | N
     if not result.rows:
         return Ties([])
     strict = Ties([1] * len(result.rows))
+    if _is_uncut(query, result) and _all_differ(query, result):
+        return strict
     return _probe(query, result, dialect, run) or _from_result(query, result) or strict
 
 
@@ -175,6 +177,29 @@ def _read_ranks(ranked: Result, result: Result, *, limited: bool) -> Ties | None
             return None
         at += size
     return Ties(sizes, cut)
+
+
+def _is_uncut(query: Any, result: Result) -> bool:
+    """Whether no LIMIT can have cut a run of ties: there is none, or fewer rows came than it allows."""
+    from sqlglot import exp
+
+    limit = query.args.get("limit")
+    count = limit.args.get("expression") if isinstance(limit, exp.Limit) else limit
+    if count is None:
+        return True
+    return isinstance(count, exp.Literal) and count.this.isdigit() and int(count.this) > len(result.rows)
+
+
+def _all_differ(query: Any, result: Result) -> bool:
+    """Whether the rows differ in sort keys that stand in the result, under any collation that SQLite has."""
+    places = [_place(key.this, query, result.column_count) for key in query.args["order"].expressions]
+    known = [place for place in places if place is not None]
+    keys = {tuple([_folded(row[place]) for place in known]) for row in result.rows}
+    return bool(known) and len(keys) == len(result.rows)
+
+
+def _folded(cell: Any) -> Any:
+    return cell.rstrip(" ").lower() if isinstance(cell, str) else cell
 
 
 def _from_result(query: Any, result: Result) -> Ties | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 ErrorClass = Literal[
@@ -51,13 +52,31 @@ class QueryError(Exception):
 
 @dataclass(slots=True)
 class Result:
-    """All rows of a statement that ran to its end within every limit."""
+    """All rows of a statement that ran to its end within every limit.
+
+    Attributes:
+        column_count: How many columns it has, also where it has no rows.
+        rows: The rows.
+        types: The types of all cells, so that what needs no care gets none.
+        used_clock: Whether the statement asked for the time.
+        used_random: Whether it threw dice.
+    """
 
     column_count: int
     rows: list[Cells]
+    types: frozenset[type]
     used_clock: bool = False
     used_random: bool = False
-    has_float: bool = field(default=False)
+
+    @property
+    def has_real(self) -> bool:
+        """Whether any cell is a real number."""
+        return float in self.types
+
+
+def types_of(rows: Iterable[Cells]) -> frozenset[type]:
+    """Return the types of all cells."""
+    return frozenset().union(*(map(type, row) for row in rows))
 
 
 def shorten(message: str) -> str:

@@ -37,7 +37,7 @@ class PinnedFunctions:
         self._clock = clock
         self._max_bytes = max_value_bytes
         self._built_in = sqlite3.connect(":memory:", isolation_level=None)
-        self._random = random.Random(_SEED)
+        self._random: random.Random | None = None
         self.used_clock = False
         self.used_random = False
 
@@ -55,7 +55,7 @@ class PinnedFunctions:
     def start_query(self) -> None:
         """Forget everything about the query before."""
         self.used_clock = self.used_random = False
-        self._random.seed(_SEED)
+        self._random = None
 
     def close(self) -> None:
         """Close the second connection."""
@@ -104,14 +104,18 @@ class PinnedFunctions:
         return lambda left, right: ask(self._stamp(left), self._stamp(right))
 
     def _draw(self) -> int:
+        return self._dice().getrandbits(64) - (1 << 63)
+
+    def _dice(self) -> random.Random:
         self.used_random = True
-        return self._random.getrandbits(64) - (1 << 63)
+        if self._random is None:
+            self._random = random.Random(_SEED)
+        return self._random
 
     def _draw_blob(self, size: Any) -> bytes:
-        self.used_random = True
         try:
             count = int(size)
         except (TypeError, ValueError):
             count = 1
         # One byte over the limit is refused by SQLite just as a gigabyte is, and costs less.
-        return self._random.randbytes(min(max(count, 1), self._max_bytes + 1))
+        return self._dice().randbytes(min(max(count, 1), self._max_bytes + 1))

@@ -8,6 +8,8 @@ others of the batch go to the worker that takes its place. A worker that dies by
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import json
 import marshal
 import os
@@ -30,10 +32,12 @@ from potstill.sql.limits import Limits
 from potstill.sql.policy import Policy
 from potstill.sql.worker import LENGTH, STATE, frame
 
-#: Tasks of a batch, and bytes of one: a batch is what may have to be done again after a kill.
-BATCH_TASKS = 128
+#: Tasks of a batch: a batch is what may have to be done again after a kill.
+BATCH_TASKS = 64
 #: Batches that each worker has before it, so that it never waits for the next one.
 BATCHES_AHEAD = 3
+#: Bytes that a pipe should hold.
+PIPE_BYTES = 1 << 20
 #: Seconds between two looks at what the workers are doing.
 WATCH_S = 0.2
 #: Deaths in a row without one task done, after which something is wrong with the installation.
@@ -74,6 +78,8 @@ class Pool:
         self._workers: list[_Worker] = []
         self._scratch = tempfile.TemporaryDirectory(prefix="potstill-sql-", ignore_cleanup_errors=True)
         self._idle_deaths = 0
+        self._numbers = itertools.count(1)
+        self._unsent: deque[_Batch] = deque()
 
     def __enter__(self) -> Pool:
         return self
@@ -86,49 +92,44 @@ class Pool:
         self._kill_all()
         self._scratch.cleanup()
 
-    def map(self, tasks: Iterable[Task]) -> Iterator[Any]:
-        """Yield the outcome of each task, in the order of the tasks, reading only a bounded way ahead.
+    def submit(self, tasks: Iterable[Task]) -> list[_Batch]:
+        """Hand in tasks, without waiting for anything; `collect` takes what is returned.
 
         Args:
             tasks: `(kind, arguments)`, as `potstill.sql.worker` knows them.
+        """
+        numbered = [(number, *task) for number, task in zip(self._numbers, tasks, strict=False)]
+        batches = [_Batch(numbered[at : at + BATCH_TASKS]) for at in range(0, len(numbered), BATCH_TASKS)]
+        self._unsent += batches
+        self._dispatch()
+        return batches
 
-        Yields:
-            What the worker returned, or `Killed`.
+    def collect(self, batches: Iterable[_Batch]) -> Iterator[Any]:
+        """Yield the outcome of each task, in order: what the worker returned, or `Killed`.
 
         Raises:
             PotstillError: When workers die without doing anything.
         """
-        numbered = ((number, *task) for number, task in enumerate(tasks, start=1))
-        batches = iter(lambda: _Batch(list(islice(numbered, BATCH_TASKS))), None)
-        waiting: deque[_Batch] = deque()  # in order of the tasks; the first is the next to be yielded
-        unsent: deque[_Batch] = deque()  # one read ahead, and those of a worker that was killed
-        exhausted = False
-        try:
-            while True:
-                exhausted = exhausted or self._read_ahead(batches, waiting, unsent)
-                while unsent and (worker := self._free_worker()) is not None:
-                    worker.give(unsent.popleft())
-                    exhausted = exhausted or self._read_ahead(batches, waiting, unsent)
-                while waiting and waiting[0].is_done():
-                    yield from waiting.popleft().outcomes()
-                if exhausted and not waiting:
-                    return
-                if waiting:
-                    unsent.extendleft(reversed(self._wait()))
-        finally:
-            if waiting:
-                self._kill_all()  # whoever stopped asking does not want to wait for a hanging statement
+        for batch in batches:
+            while not batch.is_done():
+                self._unsent.extendleft(reversed(self._wait()))
+                self._dispatch()
+            yield from batch.outcomes()
 
-    def _read_ahead(self, batches: Iterator[_Batch], waiting: deque[_Batch], unsent: deque[_Batch]) -> bool:
-        """Read one more batch if none is unsent and not too many wait; return whether the tasks have come to an end."""
-        if unsent or len(waiting) >= self._count * (BATCHES_AHEAD + 2):
-            return False
-        batch = next(batches)
-        if not batch.tasks:
-            return True
-        waiting.append(batch)
-        unsent.append(batch)
-        return False
+    def map(self, tasks: Iterable[Task]) -> Iterator[Any]:
+        """Yield the outcome of each task, in order, reading the tasks only a bounded way ahead."""
+        stream = iter(tasks)
+        ahead: deque[list[_Batch]] = deque()
+        while some := list(islice(stream, BATCH_TASKS)):
+            ahead.append(self.submit(some))
+            if len(ahead) > self._count * (BATCHES_AHEAD + 1):
+                yield from self.collect(ahead.popleft())
+        while ahead:
+            yield from self.collect(ahead.popleft())
+
+    def _dispatch(self) -> None:
+        while self._unsent and (worker := self._free_worker()) is not None:
+            worker.give(self._unsent.popleft())
 
     def _kill_all(self) -> None:
         for worker in self._workers:
@@ -213,6 +214,8 @@ class _Worker:
         self._requests, self._answers = self._process.stdin, self._process.stdout
         os.set_blocking(self._requests.fileno(), False)
         os.set_blocking(self._answers.fileno(), False)
+        _widen(self._requests)
+        _widen(self._answers)
         self._outbox = bytearray()
         self._inbox = bytearray()
         self._ended = False
@@ -316,3 +319,9 @@ class _Worker:
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else ""
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    """Let a pipe hold more (on Linux), so that a worker finds its next batch there while we do something else."""
+    with contextlib.suppress(OSError, AttributeError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)

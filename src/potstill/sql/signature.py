@@ -17,28 +17,29 @@ from potstill.sql.outcome import Cells
 #: Integers beyond this have no exact float beside them: 1 and 1.0 share a token, 2**53 + 1 and its float do not.
 EXACT_FLOAT_LIMIT = 2**53
 #: Types that JSON holds as they are, with one text for each value.
-_PLAIN_TYPES = frozenset({int, str, type(None)})
+PLAIN_TYPES = frozenset({int, str, type(None)})
 
 
-def sign(column_count: int, groups: Iterable[Sequence[Cells]], *, exact: bool = False) -> str:
+def sign(column_count: int, groups: Iterable[Sequence[Cells]], *, plain: bool = False, exact: bool = False) -> str:
     """Return the signature of a result, in hex.
 
     Args:
         column_count: Its width: two empty results of different width differ.
         groups: The rows, in runs. Inside a run the order is free, between runs it counts: one run is a bag,
             one run per row a sequence, one per group of ties what gold's ORDER BY asks for.
+        plain: True where every cell is known to be NULL, an integer or text.
         exact: True where the comparison has no tolerance: real numbers keep all their digits.
     """
-    digest = hashlib.sha256(b"%d\n" % column_count)
+    parts = [b"%d" % column_count]
     for group in groups:
-        digest.update(b"\n".join(sorted([row_token(row, exact=exact) for row in group])))
-        digest.update(b"\n\n")
-    return digest.hexdigest()
+        parts += sorted(map(orjson.dumps, group) if plain else [row_token(row, exact=exact) for row in group])
+        parts.append(b"")
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()
 
 
 def row_token(row: Cells, *, exact: bool = False) -> bytes:
     """Return one row as canonical JSON: the same for rows that are equal cell by cell, and only for them."""
-    if _PLAIN_TYPES.issuperset(map(type, row)):
+    if PLAIN_TYPES.issuperset(map(type, row)):
         return orjson.dumps(row)
     return orjson.dumps([_cell_token(cell, exact) for cell in row])
 

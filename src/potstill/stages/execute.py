@@ -12,21 +12,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from potstill.errors import InputError
 from potstill.records import Row
 from potstill.rows import publish, read_rows
 from potstill.sql.admission import admit
 from potstill.sql.databases import Database, Databases
-from potstill.sql.evaluate import Answer, Gold, pack
+from potstill.sql.evaluate import Answer, Gold, pack, settles
 from potstill.sql.gold import GoldFile, gold_key
 from potstill.sql.outcome import QueryError
 from potstill.sql.pool import Killed, Pool, Task
 from potstill.sql.settings import ExecuteSettings, read_settings
 
 #: Rows of a window, and gold results kept for the windows that follow.
-WINDOW_ROWS = 2048
+WINDOW_ROWS = 1024
 GOLD_KEPT = 4096
 
 MISSING = Gold("missing")
@@ -106,6 +106,20 @@ class _Case:
     gold: Gold | None
 
 
+class _Window(NamedTuple):
+    """Rows whose statements are with the workers.
+
+    Attributes:
+        cases: The rows.
+        places: For each, which of the outcomes is its own; None where it was not admitted.
+        outcomes: The outcomes, as they come in.
+    """
+
+    cases: list[_Case]
+    places: list[int | None]
+    outcomes: Iterator[Any]
+
+
 class Executor:
     """Executes rows; gold results are kept from one window to the next.
 
@@ -122,6 +136,7 @@ class Executor:
         self._pool = pool
         self._known = known
         self._dialect = config.dialect
+        self._with_rows = not settles(config.policy)
         self._golds: OrderedDict[tuple[str, str], Gold] = OrderedDict()
         #: Whether any row had the field with the statement.
         self.seen_field = False
@@ -129,10 +144,16 @@ class Executor:
     def execute(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Yield each row with the fields of this stage."""
         stream = iter(rows)
-        while window := list(islice(stream, WINDOW_ROWS)):
-            cases = [self._prepare(row) for row in window]
+        under_way: _Window | None = None
+        while rows_read := list(islice(stream, WINDOW_ROWS)):
+            cases = [self._prepare(row) for row in rows_read]
             self._find_gold(cases)
-            yield from self._answer(cases)
+            window = self._start(cases)
+            if under_way is not None:
+                yield from self._finish(under_way)
+            under_way = window
+        if under_way is not None:
+            yield from self._finish(under_way)
 
     def _prepare(self, row: Row) -> _Case:
         self.seen_field = self.seen_field or self._config.sql_field in row
@@ -165,12 +186,12 @@ class Executor:
             if key in golds:
                 golds.move_to_end(key)
             elif key not in unknown:
-                found = self._known.find(gold_key(case.database.name, case.gold_sql)) if self._known else None
+                found = self._look_up(case.database.name, case.gold_sql)
                 if found is not None:
                     golds[key] = found
                 else:
                     self._ask_gold(case.database, case.gold_sql, unknown)
-        for key, outcome in zip(unknown, self._pool.map(unknown.values()), strict=True):
+        for key, outcome in zip(unknown, self._pool.collect(self._pool.submit(unknown.values())), strict=True):
             golds[key] = gold_of(outcome)
         for case in cases:
             if case.gold is None:
@@ -182,6 +203,11 @@ class Executor:
         while len(golds) > GOLD_KEPT:
             golds.popitem(last=False)
 
+    def _look_up(self, database: str, sql: str) -> Gold | None:
+        if self._known is None:
+            return None
+        return self._known.find(gold_key(database, sql), with_rows=self._with_rows)
+
     def _ask_gold(self, database: Database, sql: str, unknown: dict[tuple[str, str], Task]) -> None:
         key = (database.location, sql)
         try:
@@ -189,8 +215,8 @@ class Executor:
         except QueryError as error:
             self._golds[key] = Gold("error", error.error_class, error.message)
 
-    def _answer(self, cases: list[_Case]) -> Iterator[Row]:
-        """Run the admitted statements of a window, equal ones once, and yield its rows."""
+    def _start(self, cases: list[_Case]) -> _Window:
+        """Hand in the admitted statements of a window, equal ones once."""
         numbers: dict[tuple[str, str, str | None], int] = {}
         tasks: list[Task] = []
         places: list[int | None] = []
@@ -201,15 +227,18 @@ class Executor:
             key = (case.database.location, case.sql, case.gold_sql)
             place = numbers.setdefault(key, len(tasks))
             if place == len(tasks):
-                gold = case.gold if case.gold.usable else None
-                tasks.append(("answer", (case.database.location, case.sql, pack(gold), case.gold_sql or "")))
+                gold = pack(case.gold, with_rows=self._with_rows) if case.gold.usable else None
+                tasks.append(("answer", (case.database.location, case.sql, gold, case.gold_sql or "")))
             places.append(place)
-        outcomes = self._pool.map(tasks)
+        return _Window(cases, places, self._pool.collect(self._pool.submit(tasks)))
+
+    def _finish(self, window: _Window) -> Iterator[Row]:
+        """Yield the rows of a window as their answers come in."""
         answers: list[Answer] = []
-        for case, at in zip(cases, places, strict=True):
-            if at is not None and at == len(answers):
-                answers.append(_answer_of(next(outcomes), case))
-            yield _finish(case, _failed(case) if at is None else answers[at])
+        for case, place in zip(window.cases, window.places, strict=True):
+            if place is not None and place == len(answers):
+                answers.append(_answer_of(next(window.outcomes), case))
+            yield _fill(case, _failed(case) if place is None else answers[place])
 
 
 def gold_of(outcome: Any) -> Gold:
@@ -233,7 +262,7 @@ def _mismatch(case: _Case) -> bool | None:
     return False if case.gold is not None and case.gold.usable else None
 
 
-def _finish(case: _Case, answer: Answer) -> Row:
+def _fill(case: _Case, answer: Answer) -> Row:
     passed = not answer.error_class
     gold = case.gold or MISSING
     row = case.row

@@ -28,9 +28,10 @@ from potstill.sql.pinned import PINNED_NAMES, PinnedFunctions
 MAX_CONNECTIONS = 32
 #: Virtual machine steps between two calls of the progress handler. Fewer cost time, more let long steps add up.
 STEPS_PER_CALL = 1000
-#: Rows fetched at a time.
-FETCH_ROWS = 256
+#: Rows fetched first, and then at a time: before the next are fetched, the caps are looked at.
+FIRST_ROWS, FETCH_ROWS = 8, 64
 
+_LONG_TYPES = frozenset({str, bytes})
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 #: Functions that load code, hand out pointers, touch files or the log, or write into an index.
 _REFUSED_FUNCTIONS = frozenset(
@@ -227,31 +228,34 @@ class _Guarded:
         try:
             if cursor.description is None:
                 raise QueryError("not_a_query", "the statement has no result")
-            rows = self._fetch(cursor)
-            has_float = any(isinstance(cell, float) for row in rows for cell in row)
-            return Result(len(cursor.description), rows, self._pinned.used_clock, self._pinned.used_random, has_float)
+            rows, types = self._fetch(cursor)
+            pinned = self._pinned
+            return Result(len(cursor.description), rows, frozenset(types), pinned.used_clock, pinned.used_random)
         finally:
             cursor.close()
 
-    def _fetch(self, cursor: sqlite3.Cursor) -> list[Cells]:
+    def _fetch(self, cursor: sqlite3.Cursor) -> tuple[list[Cells], set[type]]:
         rows: list[Cells] = []
+        types: set[type] = set()
         budget = self._limits.max_result_bytes
-        step = 1  # one row may be all that fits
+        step = FIRST_ROWS
         while batch := cursor.fetchmany(step):
             rows += batch
-            budget -= sum(map(_row_bytes, batch))
+            for row in batch:
+                types.update(map(type, row))
+            budget -= _bytes_of(batch, types)
             if budget < 0:
                 limit = self._limits.max_result_bytes
                 raise QueryError("too_big", f"the result has more than {limit} bytes", truncated=True)
             if len(rows) > self._limits.max_rows:
                 limit = self._limits.max_rows
                 raise QueryError("row_limit", f"the result has more than {limit} rows", truncated=True)
-            if time.monotonic() > self._deadline:
-                raise QueryError("timeout", f"stopped after {self._limits.timeout_s:g} s")
             if len(batch) < step:
                 break
-            step = min(FETCH_ROWS, step * 4)
-        return rows
+            if time.monotonic() > self._deadline:
+                raise QueryError("timeout", f"stopped after {self._limits.timeout_s:g} s")
+            step = FETCH_ROWS
+        return rows, types
 
     def _explain(self, error: BaseException) -> QueryError:
         if self._denied:
@@ -275,8 +279,12 @@ def classify(message: str) -> ErrorClass:
     return next((name for pattern, name in _CLASSES if pattern.search(message)), "other")
 
 
-def _row_bytes(row: Cells) -> int:
-    return 8 * len(row) + sum([len(cell) for cell in row if isinstance(cell, str | bytes)])
+def _bytes_of(rows: list[Cells], types: set[type]) -> int:
+    """Return how much rows weigh; a number counts eight bytes, a character one."""
+    size = 8 * len(rows) * len(rows[0])
+    if types.isdisjoint(_LONG_TYPES):
+        return size
+    return size + sum([len(cell) for row in rows for cell in row if isinstance(cell, str | bytes)])
 
 
 def _decode(raw: bytes) -> str:
