@@ -2,9 +2,10 @@
 
     python bench/execute.py [--rows 40000] [--workers 2]
 
-`plain` runs each statement on one kept connection, unguarded, and fetches its rows. `unguarded evaluator` runs statement and
-gold in one process and compares sorted rows and a sha256, as an evaluator without guards does. The others are the stage from
-file to file: guards, signature, comparison, JSON in and out. `prompts` is how many answers each gold query judges.
+`plain` runs each statement on one kept connection, unguarded, and fetches its rows. `unguarded evaluator` runs
+statement and gold in one process and compares sorted rows and a sha256, as an evaluator without guards does. The
+others are the stage from file to file: guards, signature, comparison, JSON in and out. `prompts` is how many answers
+each gold query judges.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from typing import Any
 
 #: Flag -> key of the config section `execute`, for flags that say the same.
 _SETTINGS = (
-    "engine", "database", "database_dir", "database_field", "sql_field", "gold_field", "timeout_s", "max_rows", "workers",
-    "clock", "variants",
+    "engine", "database", "database_dir", "database_field", "sql_field", "gold_field", "timeout_s", "max_rows",
+    "workers", "clock", "variants",
 )  # fmt: skip
 _KNOBS = (
     "row_order", "ties", "duplicates", "column_order", "extra_columns", "empty_width", "float_rel_tol", "float_abs_tol",

@@ -192,7 +192,9 @@ class Evaluator:
         return self._engine.run(database, sql)
 
     def _sign(self, result: Result, sizes: list[int] | None) -> str:
-        return sign(result.column_count, split(result.rows, sizes), plain=PLAIN_TYPES >= result.types, exact=self._exact)
+        return sign(
+            result.column_count, split(result.rows, sizes), plain=result.types <= PLAIN_TYPES, exact=self._exact
+        )
 
 
 def settles(policy: Policy) -> bool:

@@ -15,7 +15,7 @@ from potstill.sql.pool import Pool
 
 @dataclass(frozen=True, slots=True)
 class ExecuteSettings:
-    """What the stages `execute` and `audit_gold` need of the config section `execute`; the schema holds the same defaults.
+    """What the stages `execute` and `audit_gold` need of the config section `execute`.
 
     Attributes:
         engine: Name of the engine.
