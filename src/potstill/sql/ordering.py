@@ -58,7 +58,7 @@ class Ties:
 
 
 def find_ties(sql: str, result: Result, dialect: str, run: RunQuery) -> Ties | None:
-    """Return the runs of ties of gold's result, or None where its outermost query does not order.
+    """Return the runs of ties of gold's result, or None where nothing is ordered by its outermost query.
 
     Args:
         sql: Gold's statement, which the engine has run.
@@ -66,7 +66,7 @@ def find_ties(sql: str, result: Result, dialect: str, run: RunQuery) -> Ties | N
         dialect: How sqlglot names its SQL.
         run: Runs one more statement on the same database.
     """
-    if not _MAY_ORDER.search(sql):
+    if not result.rows or not _MAY_ORDER.search(sql):
         return None
     simple = _read_simple(sql)
     if simple is not None:
@@ -78,8 +78,6 @@ def find_ties(sql: str, result: Result, dialect: str, run: RunQuery) -> Ties | N
         return Ties([1] * len(result.rows))  # unread: the safe side is the order that gold gave
     if not query.args.get("order"):
         return None
-    if not result.rows:
-        return Ties([])
     strict = Ties([1] * len(result.rows))
     return _probe(query, result, dialect, run) or _from_result(query, result) or strict
 
@@ -119,7 +117,7 @@ class _Unclear(Exception):
 
 
 def _read_simple(sql: str) -> _Probe | None:
-    """Read a statement of one SELECT, one FROM and one ORDER BY, without a parser, which takes longer than most queries.
+    """Read a statement of one SELECT, one FROM and one ORDER BY; a parser takes longer than most queries.
 
     The probe is checked against gold's rows like any other: what is misread here is found out there.
     """

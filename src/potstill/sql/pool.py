@@ -299,7 +299,7 @@ class _Worker:
         code = self._process.returncode
         if code is not None and code < 0:
             return f"the worker process died of {signal.Signals(-code).name}"
-        return f"the worker process ended with status {code}"
+        return f"the worker process ended with status {code}: {self.last_words()}"
 
     def kill(self) -> int:
         """Kill the process, read what it had sent, and return the number of the task it was at."""
