@@ -202,6 +202,8 @@ class Engine:
             if following is None:
                 return
             job, endpoint = following
+            if endpoint.in_flight < endpoint.window.limit and self.tally.in_flight < self._limits.concurrency:
+                self._pump()  # the window has grown: there is room for more than this one
 
     def _choose(self, now: float) -> Endpoint | None:
         """Return the server with the most room for its weight, or None and a timer for when there is one."""

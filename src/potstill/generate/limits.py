@@ -15,8 +15,10 @@ _SHRINK = 0.75
 _GROWTH = 0.1
 #: Between what a window of three quarters brings where it is the bound (0.75) and where it is not (1).
 _AS_MANY = 0.88
-#: Fewer replies say nothing about a share.
-_LEAST_REPLIES = 40
+#: Fewer answers say nothing about a rate.
+_LEAST_ANSWERS = 40
+#: Epochs between two trials of a smaller window while rate limits go on: at first, and at most.
+_TRY_AGAIN = (8, 64)
 
 
 class Gate:
@@ -52,6 +54,7 @@ class Window:
         self._began: float | None = None
         self._usual = 0.0
         self._before: tuple[float, float] | None = None
+        self._rest, self._pause = 0, _TRY_AGAIN[0]
 
     @property
     def limit(self) -> int:
@@ -64,7 +67,8 @@ class Window:
             self._began = now
         self._answers += not refused
         self._refusals += refused
-        if self._answers + self._refusals >= max(_LEAST_REPLIES, 2 * self.limit):
+        replies = self._answers + self._refusals
+        if replies >= 2 * self.limit and (self._answers >= _LEAST_ANSWERS or replies >= 10 * _LEAST_ANSWERS):
             self._end_epoch(now)
 
     def _end_epoch(self, now: float) -> None:
@@ -76,13 +80,23 @@ class Window:
         if self._before is not None and not self._has_helped(rate):
             self.size = self._before[0]
             self._before, self._usual = None, share
-        elif share > self._usual + _QUIET + 2 * math.sqrt(share / replies) and self.size > self._floor:
+            self._rest, self._pause = self._pause, min(2 * self._pause, _TRY_AGAIN[1])
+        elif self._is_too_much(share, replies) and self.size > self._floor:
+            if self._before is not None:
+                self._pause = _TRY_AGAIN[0]
             self._before = (self.size, rate)
             self.size = max(self._floor, self.size * _SHRINK)
         else:
             self._before = None
+            self._rest -= 1
             self._usual = min(self._usual, share)
-            self.size = min(self._most, self.size + max(1.0, self.size * _GROWTH))
+            if share <= self._usual + _QUIET:
+                self.size = min(self._most, self.size + max(1.0, self.size * _GROWTH))
+
+    def _is_too_much(self, share: float, replies: int) -> bool:
+        """Return whether to try a smaller window: the share has risen, or is high and the last trial is long ago."""
+        noise = _QUIET + 2 * math.sqrt(share / replies)
+        return share > self._usual + noise or (share > noise and self._rest <= 0)
 
     def _has_helped(self, rate: float) -> bool:
         assert self._before is not None
