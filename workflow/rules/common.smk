@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 
 from potstill.config.locate import workflow_root
 from potstill.errors import PotstillError
+from potstill.processes import announce_controller
 from potstill.workflow import describe_results, enter_folder, plan_run
 
 # A DAG is a graph of many objects that live to the end: looking through it for garbage again and again is in vain.
@@ -20,6 +21,7 @@ try:
 except PotstillError as error:
     raise WorkflowError(str(error)) from None
 
+announce_controller()
 if workflow.is_main_process:
     enter_folder(PLAN, sys.argv[1:])
 
