@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from potstill.config.locate import workflow_root
 
 #: Names the Snakemake process that starts a job: its number and its start time.
 _CONTROLLER = "POTSTILL_CONTROLLER"
@@ -62,6 +65,16 @@ def announce_controller() -> None:
     identity = identify(os.getpid())
     if identity is not None:
         os.environ[_CONTROLLER] = f"{identity.pid}:{identity.started}"
+
+
+def announce_interpreter() -> None:
+    """Tell the rules' shell commands the running interpreter, never a `python` of the PATH, and where the scripts are.
+
+    Rules of a chunk call their script by `shell:`, since `script:` costs each job 35 ms, and the DAG a third of its
+    time; an absolute path in the command would make every job run again on another machine.
+    """
+    os.environ["POTSTILL_PYTHON"] = sys.executable
+    os.environ["POTSTILL_SCRIPTS"] = str(workflow_root() / "scripts")
 
 
 def die_with_controllers() -> None:
