@@ -1,0 +1,214 @@
+"""timing_report.json: how long the stages, the teacher and the SQL took.
+
+Two sources: the benchmark files that Snakemake writes for each job, and the rows' own times (timings.jsonl).
+All durations are seconds.
+"""
+
+from __future__ import annotations
+
+import csv
+from array import array
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from potstill.records import Row
+from potstill.reports.files import ModelFiles
+from potstill.reports.numbers import Names, Numbers, as_number, ratio
+from potstill.rows import publish_json, read_rows
+
+#: Points of the curve over time on the page.
+SERIES_POINTS = 60
+
+
+def parse_time(value: Any) -> float | None:
+    """Return a moment as seconds since 1970: a number, or ISO 8601 text (UTC where it names no zone)."""
+    if not isinstance(value, str):
+        return as_number(value)
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def read_benchmarks(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Return, for each rule, the summary of its jobs' wall times and the largest memory of a job (MB).
+
+    Args:
+        paths: Benchmark files `benchmarks/{rule}/….tsv`; a rule's folder names it.
+    """
+    seconds: dict[str, Numbers] = {}
+    memory: dict[str, Numbers] = {}
+    for path in paths:
+        rule = _rule_of(path)
+        for line in _read_benchmark(path):
+            seconds.setdefault(rule, Numbers()).add(_float(line.get("s")))
+            memory.setdefault(rule, Numbers()).add(_float(line.get("max_rss")))
+    return {
+        rule: {**times.summary(), "total": times.total(), "max_rss_mb": memory[rule].summary()["max"]}
+        for rule, times in sorted(seconds.items())
+    }
+
+
+def _rule_of(path: Path) -> str:
+    parts = path.parts
+    return parts[parts.index("benchmarks") + 1] if "benchmarks" in parts[:-2] else path.parent.name
+
+
+def _read_benchmark(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="") as stream:
+            return list(csv.DictReader(stream, delimiter="\t"))
+    except FileNotFoundError:
+        # A job that was not run again in this folder (its result was there) has no benchmark.
+        return []
+
+
+def _float(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+class _Busy(NamedTuple):
+    seconds: float
+    first: float | None
+    last: float | None
+
+
+class Teacher:
+    """The teacher's answers in time: each was in flight from `answered_at - latency_s` to `answered_at`."""
+
+    def __init__(self) -> None:
+        self.latency, self.attempts = Numbers(), Numbers()
+        self.endpoints, self.served_models = Names(), Names()
+        self._ends, self._latencies = array("d"), array("d")
+
+    def add(self, row: Row) -> None:
+        """Add one line of timings.jsonl."""
+        latency = as_number(row.get("latency_s"))
+        end = parse_time(row.get("answered_at"))
+        self.attempts.add(row.get("attempts"))
+        if latency is None or end is None:
+            return
+        self.latency.add(latency)
+        self.endpoints.add(row.get("endpoint"))
+        self.served_models.add(row.get("served_model"))
+        self._ends.append(end)
+        self._latencies.append(latency)
+
+    def intervals(self) -> list[tuple[float, float]]:
+        """Return when each request was in flight, sorted by its start."""
+        return sorted((end - latency, end) for end, latency in zip(self._ends, self._latencies, strict=True))
+
+    def busy(self) -> _Busy:
+        """Return for how long at least one request was in flight: pauses between two starts do not count."""
+        total, reach = 0.0, float("-inf")
+        intervals = self.intervals()
+        for start, end in intervals:
+            total += max(0.0, end - max(start, reach))
+            reach = max(reach, end)
+        return _Busy(total, intervals[0][0] if intervals else None, max(self._ends, default=None))
+
+    def series(self) -> list[dict[str, float | None]]:
+        """Return answers per second and latency over time, in equal steps from the first request to the last."""
+        if not self._ends:
+            return []
+        first, last = min(self._ends), max(self._ends)
+        step = (last - first) / SERIES_POINTS or 1.0
+        bins = [Numbers() for _ in range(SERIES_POINTS)]
+        for end, latency in zip(self._ends, self._latencies, strict=True):
+            bins[min(int((end - first) / step), SERIES_POINTS - 1)].add(latency)
+        return [_point(first + i * step, step, latencies) for i, latencies in enumerate(bins)]
+
+
+def _point(start: float, step: float, latencies: Numbers) -> dict[str, float | None]:
+    summary = latencies.summary()
+    return {
+        "at": start,
+        "answers": summary["count"],
+        "answers_per_s": len(latencies) / step,
+        "latency_p50": summary["p50"],
+        "latency_p95": summary["p95"],
+    }
+
+
+def write_timing_report(
+    output: Path, *, model: str, files: ModelFiles, benchmarks: Iterable[Path] = (), concurrency: int | None = None
+) -> dict[str, Any]:
+    """Write timing_report.json of one model and return it.
+
+    Args:
+        output: The report.
+        model: The model's alias.
+        files: The model's merged files.
+        benchmarks: Snakemake's benchmark files of this model's jobs and of the run's shared ones.
+        concurrency: The configured number of requests in flight per job, to compare with what was reached.
+    """
+    teacher, execution = Teacher(), Numbers()
+    for row in read_rows(files.timings):
+        teacher.add(row)
+        execution.add(row.get("exec_s"))
+    kept, tokens = _count_kept_and_tokens(files)
+    stages = read_benchmarks(benchmarks)
+    report = {
+        "model": model,
+        "stages": stages,
+        "overall_job_s": sum(stage["total"] for stage in stages.values()) if stages else None,
+        "execution_s": execution.summary(),
+        **_teacher_report(teacher, kept, tokens),
+        "concurrency_configured": concurrency,
+    }
+    publish_json(output, report)
+    return report
+
+
+def _count_kept_and_tokens(files: ModelFiles) -> tuple[int, int]:
+    kept_rows, tokens = 0, 0
+    for kept, row in files.answered():
+        kept_rows += kept
+        usage = row.get("usage")
+        tokens += int(as_number(usage.get("completion_tokens")) or 0) if isinstance(usage, dict) else 0
+    return kept_rows, tokens
+
+
+def _teacher_report(teacher: Teacher, kept: int, tokens: int) -> dict[str, Any]:
+    busy = teacher.busy()
+    answers = len(teacher.latency)
+    hours = busy.seconds / 3600
+    return {
+        "latency_s": teacher.latency.summary(),
+        "attempts": teacher.attempts.summary(),
+        "teacher_first_request_at": _iso(busy.first),
+        "teacher_last_answer_at": _iso(busy.last),
+        "teacher_busy_s": busy.seconds,
+        "answers": answers,
+        "answers_per_s": ratio(answers, busy.seconds),
+        "completion_tokens_per_s": ratio(tokens, busy.seconds),
+        "requests_in_flight_mean": ratio(teacher.latency.total(), busy.seconds),
+        "kept_per_hour": ratio(kept, hours),
+        "endpoint_counts": teacher.endpoints.as_dict(),
+        "served_model_counts": teacher.served_models.as_dict(),
+        "series": teacher.series(),
+    }
+
+
+def _iso(moment: float | None) -> str | None:
+    if moment is None:
+        return None
+    try:
+        return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def model_benchmarks(run_dir: Path, model: str) -> Iterator[Path]:
+    """Yield the benchmark files of a run that belong to a model or to all models.
+
+    Files lie as `benchmarks/{rule}/…`; a model's own carry its alias as a folder or as the start of the name.
+    """
+    for rule in sorted((run_dir / "benchmarks").glob("*")):
+        yield from sorted(rule.glob("*.tsv")) if not (rule / model).is_dir() else sorted((rule / model).glob("*.tsv"))
