@@ -21,7 +21,18 @@ from potstill.reports.files import read_json
 from potstill.rows import loads, open_binary, publish_json
 
 #: Packages whose version can change what a run yields.
-PACKAGES = tuple("snakemake openai sqlglot aiohttp orjson jinja2 jsonschema pandas pyarrow duckdb".split())
+PACKAGES = (
+    "snakemake",
+    "openai",
+    "sqlglot",
+    "aiohttp",
+    "orjson",
+    "jinja2",
+    "jsonschema",
+    "pandas",
+    "pyarrow",
+    "duckdb",
+)
 
 
 class _Content(NamedTuple):
