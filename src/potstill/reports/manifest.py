@@ -17,9 +17,13 @@ from typing import Any, NamedTuple
 from potstill import __version__
 from potstill.errors import InputError
 from potstill.records import canonical_json, sha256_text
-from potstill.reports.files import read_json
+from potstill.reports.files import ModelFiles, read_json
 from potstill.rows import loads, open_binary, publish_json
 
+#: The folders of the stages that work on one chunk.
+STAGES = ("generated", "cleaned", "executed", "judged", "scored")
+#: Where a sample may end.
+ENDS = ("kept", "rejected", "failed", "not_asked")
 #: Packages whose version can change what a run yields.
 PACKAGES = (
     "snakemake",
@@ -163,10 +167,35 @@ def write_manifest(
         "python": platform.python_version(),
         "packages": installed_packages(),
     }
-    # The identity of what was made: the same inputs, code, config and results give the same id on any machine.
-    manifest["run_id"] = sha256_text(canonical_json({"run": config.get("run"), **manifest}))[:32]
+    manifest["run_id"] = identify_run(manifest)
     publish_json(output, manifest)
     return manifest
+
+
+def identify_run(manifest: Mapping[str, Any]) -> str:
+    """Return the identity of what was made from what: config, sources and the four ends, by hash; no times."""
+    made = {end: manifest["stages"].get(end, {}).get("files") for end in ENDS}
+    sources = {kind: sorted(files.values()) for kind, files in manifest["sources"].items()}
+    return sha256_text(canonical_json([manifest["model"], manifest["config_sha256"], sources, made]))[:32]
+
+
+def find_stage_files(run_dir: Path, model: str, chunks: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the files of every stage of a model that left any, in the order of the flow.
+
+    Args:
+        run_dir: The run's folder.
+        model: The model's alias.
+        chunks: The names of the run's chunks.
+    """
+    folder = run_dir / model
+    stages = {"prepared": [run_dir / "prepared" / "chunks" / f"{chunk}.jsonl" for chunk in chunks]}
+    for stage in STAGES:
+        stages[stage] = [folder / stage / f"{chunk}.jsonl" for chunk in chunks]
+    for end in ("kept", "rejected"):
+        stages[f"filtered_{end}"] = [folder / "filtered" / f"{chunk}.{end}.jsonl" for chunk in chunks]
+    merged = ModelFiles.of(folder)._asdict().items()
+    stages |= {name: [path] for name, path in merged}
+    return {stage: paths for stage, paths in stages.items() if any(path.is_file() for path in paths)}
 
 
 def hash_package() -> str:
@@ -210,6 +239,8 @@ def verify_manifest(path: Path, run_dir: Path) -> list[str]:
             found += _verify_hash(Path(name), expected)
     if manifest["config_sha256"] != sha256_text(canonical_json(manifest["config"])):
         found.append("config: its hash is another one: the manifest was edited")
+    if manifest["run_id"] != identify_run(manifest):
+        found.append("run_id: it does not follow from the hashes: the manifest was edited")
     return found + _verify_conservation(manifest)
 
 
@@ -246,9 +277,8 @@ def _verify_hash(path: Path, expected: str) -> list[str]:
 
 def _verify_conservation(manifest: Mapping[str, Any]) -> list[str]:
     counts = {stage: entry["count"] for stage, entry in manifest["stages"].items()}
-    ends = ("kept", "rejected", "failed", "not_asked")
-    if not counts.keys() >= {"prepared", *ends}:
+    if not counts.keys() >= {"prepared", *ENDS}:
         return []
     samples = (manifest["config"].get("generate") or {}).get("samples", 1)
-    asked, ended = counts["prepared"] * samples, sum(counts[end] for end in ends)
-    return [] if asked == ended else [f"{asked} samples were asked for, {ended} stand in {', '.join(ends)}"]
+    asked, ended = counts["prepared"] * samples, sum(counts[end] for end in ENDS)
+    return [] if asked == ended else [f"{asked} samples were asked for, {ended} stand in {', '.join(ENDS)}"]

@@ -227,7 +227,8 @@ def write_quality_report(
 
 def _prepared_counts(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {
+        "input_lines": summary.get("lines"),
+        "bad_lines": summary.get("rejected"),
         "total": summary.get("rows"),
-        "bad_input": summary.get("rejected"),
         "duplicates": summary.get("duplicates"),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,12 +58,8 @@ def _rule_of(path: Path) -> str:
 
 
 def _read_benchmark(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="") as stream:
-            return list(csv.DictReader(stream, delimiter="\t"))
-    except FileNotFoundError:
-        # A job that was not run again in this folder (its result was there) has no benchmark.
-        return []
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
 
 
 def _float(text: str | None) -> float | None:
@@ -205,10 +201,12 @@ def _iso(moment: float | None) -> str | None:
         return None
 
 
-def model_benchmarks(run_dir: Path, model: str) -> Iterator[Path]:
-    """Yield the benchmark files of a run that belong to a model or to all models.
+def model_benchmarks(run_dir: Path, model: str, chunks: Sequence[str]) -> Iterator[Path]:
+    """Yield the benchmark files of a run that belong to one model or to all models.
 
-    Files lie as `benchmarks/{rule}/…`; a model's own carry its alias as a folder or as the start of the name.
+    Files lie as `{rule}/{model}/{chunk}.tsv`, `{rule}/{model}.tsv` or, for a rule that all models share,
+    `{rule}/{rule}.tsv`. Those of chunks that are no more (there were others once) are left out.
     """
     for rule in sorted((run_dir / "benchmarks").glob("*")):
-        yield from sorted(rule.glob("*.tsv")) if not (rule / model).is_dir() else sorted((rule / model).glob("*.tsv"))
+        names = [f"{model}/{chunk}" for chunk in chunks] + [model, rule.name]
+        yield from (path for name in names if (path := rule / f"{name}.tsv").is_file())
