@@ -143,7 +143,9 @@ def make_run(run_dir: Path, count: int = 60, models: Iterable[str] = ("teacher",
 
     models = list(models)
     run_dir.mkdir(parents=True, exist_ok=True)
-    publish_json(run_dir / "prepared" / "summary.json", {"lines": count + 3, "rows": count, "rejected": 1, "duplicates": 2})
+    publish_json(
+        run_dir / "prepared" / "summary.json", {"lines": count + 3, "rows": count, "rejected": 1, "duplicates": 2}
+    )
     publish_rows(run_dir / "prepared" / "chunks" / "0001.jsonl", make_prepared(count))
     (run_dir / "config.yaml").write_text(yaml.safe_dump(make_config(models)))
     for seed, model in enumerate(models):

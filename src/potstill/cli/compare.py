@@ -11,7 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("before", type=Path, metavar="RUN_DIR", help="the earlier run: output_dir/run")
     parser.add_argument("after", type=Path, metavar="RUN_DIR", help="the later run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to a JSON file too")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the later run's page with the comparison in it")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write the later run's page with the comparison in it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

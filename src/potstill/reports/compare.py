@@ -25,7 +25,17 @@ _END_BITS = 3
 _END_MASK = (1 << _END_BITS) - 1
 
 #: Numbers of the quality report that are compared.
-NUMBERS = ("total", "kept", "rejected", "failed", "not_asked", "p_keep", "exec_pass_rate", "gold_match_rate", "score_mean")
+NUMBERS = (
+    "total",
+    "kept",
+    "rejected",
+    "failed",
+    "not_asked",
+    "p_keep",
+    "exec_pass_rate",
+    "gold_match_rate",
+    "score_mean",
+)
 
 
 class Change(NamedTuple):
@@ -170,12 +180,14 @@ def _numbers(before: Path, after: Path) -> dict[str, list[float | None]]:
 def describe(comparison: Mapping[str, Any]) -> Iterator[str]:
     """Yield a comparison as lines for people."""
     yield f"before: {comparison['before']}\nafter:  {comparison['after']}\n\nconfig:"
-    yield from [f"  {change['key']}: {change['before']!r} -> {change['after']!r}" for change in comparison["config"]] or [
-        "  the same"
-    ]
+    yield from [
+        f"  {change['key']}: {change['before']!r} -> {change['after']!r}" for change in comparison["config"]
+    ] or ["  the same"]
     for model in comparison["models"]:
         yield f"\nmodel {model['model']}:"
-        yield from (f"  {key}: {_number(old)} -> {_number(new)}" for key, (old, new) in model["numbers"].items() if old != new)
+        yield from (
+            f"  {key}: {_number(old)} -> {_number(new)}" for key, (old, new) in model["numbers"].items() if old != new
+        )
         yield from (f"  {move['before']} -> {move['after']}: {move['rows']} rows" for move in model["moves"])
     for key, word in (("only_before", "before"), ("only_after", "after")):
         if comparison[key]:

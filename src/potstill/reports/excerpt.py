@@ -107,7 +107,9 @@ def _title(row: Row) -> str:
 
 
 def _example(row: Row) -> str:
-    return " ".join(_text(row.get("exec_error") or row.get("error") or row.get("sql") or row.get("generation"))[:400].split())
+    return " ".join(
+        _text(row.get("exec_error") or row.get("error") or row.get("sql") or row.get("generation"))[:400].split()
+    )
 
 
 def _messages(row: Row) -> list[Mapping[str, Any]]:

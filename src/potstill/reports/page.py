@@ -72,14 +72,19 @@ def write_page(
     """
     models = [ModelReports.read(folder) for folder in model_folders]
     rows = _sample(models, config, page_rows)
-    page = _render(_context(models, config, comparison) | {"shown": len(rows), "rows_packed": pack(_json(rows).encode())})
+    page = _render(
+        _context(models, config, comparison) | {"shown": len(rows), "rows_packed": pack(_json(rows).encode())}
+    )
     with publish(output) as out:
         out.write_line(page.encode("utf-8", "backslashreplace"))
 
 
 def _sample(models: Sequence[ModelReports], config: Mapping[str, Any], size: int) -> list[dict[str, Any]]:
     execute = config.get("execute") or {}
-    fields = {"database_field": execute.get("database_field", "db_id"), "gold_field": execute.get("gold_field", "gold_sql")}
+    fields = {
+        "database_field": execute.get("database_field", "db_id"),
+        "gold_field": execute.get("gold_field", "gold_sql"),
+    }
     return [
         make_excerpt(picked, model.alias, **fields)
         for model in models
@@ -214,7 +219,12 @@ def _side_by_side(lines: Iterable[_Line], reports: Sequence[Mapping[str, Any]]) 
 
 
 def _flat(report: Mapping[str, Any]) -> dict[str, Any]:
-    nested = {f"{key}.{name}": item for key, value in report.items() if isinstance(value, dict) for name, item in value.items()}
+    nested = {
+        f"{key}.{name}": item
+        for key, value in report.items()
+        if isinstance(value, dict)
+        for name, item in value.items()
+    }
     return {**report, **nested}
 
 
@@ -349,7 +359,7 @@ def _render(context: Mapping[str, Any]) -> str:
             "zh_json": Markup(_json(json.loads(_asset("zh.json")))),
             "libraries": read_libraries(),
             "licences": read_licences(),
-            "of_answered": Markup(' <span data-t>of answered</span>'),
+            "of_answered": Markup(" <span data-t>of answered</span>"),
             "slash": Markup(" / "),
             "dash": Markup(" – "),
             "total_cost": Markup("<span data-t>total</span> "),
@@ -379,4 +389,8 @@ def _decimal(value: float) -> str:
     if isinstance(value, int) or value.is_integer():
         return _count(int(value))
     digits = 3 if abs(value) >= 1 else 6
-    return f"{float(f'{value:.4g}'):,.{digits}f}".rstrip("0").rstrip(".").replace(",", "\u202f") if abs(value) >= 1e-6 else f"{value:.2g}"
+    return (
+        f"{float(f'{value:.4g}'):,.{digits}f}".rstrip("0").rstrip(".").replace(",", "\u202f")
+        if abs(value) >= 1e-6
+        else f"{value:.2g}"
+    )

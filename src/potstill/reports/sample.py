@@ -31,7 +31,11 @@ class Picked(NamedTuple):
 
 def strata_of(quality: Mapping[str, Any]) -> dict[Stratum, int]:
     """Return the number of rows of every stratum, as the quality report counts them."""
-    sources = {"rejected": "reject_reason_counts", "failed": "error_class_counts", "not_asked": "not_asked_reason_counts"}
+    sources = {
+        "rejected": "reject_reason_counts",
+        "failed": "error_class_counts",
+        "not_asked": "not_asked_reason_counts",
+    }
     strata = {("kept", ""): quality["kept"]} if quality["kept"] else {}
     for end, key in sources.items():
         strata |= {(end, name): count for name, count in quality[key].items()}

@@ -40,7 +40,9 @@ def verify_run(run_dir: Path, *, execute: int | None = None) -> Iterator[Verifie
     """
     folders = find_models(run_dir)
     if not folders:
-        raise InputError(f"{run_dir}: no model with merged rows here; give the folder of a finished run: output_dir/run")
+        raise InputError(
+            f"{run_dir}: no model with merged rows here; give the folder of a finished run: output_dir/run"
+        )
     for folder in folders:
         manifest = folder / "reports" / "manifest.json"
         problems = verify_manifest(manifest, run_dir)
