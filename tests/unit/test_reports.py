@@ -199,7 +199,7 @@ def test_timing_reads_benchmarks_by_rule(tmp_path: Path) -> None:
         tmp_path / "timing.json",
         model="other",
         files=ModelFiles.of(run_dir / "other"),
-        benchmarks=model_benchmarks(run_dir, "other"),
+        benchmarks=model_benchmarks(run_dir, "other", ["0001", "0002"]),
     )
     assert report["stages"]["generate_answers"]["count"] == 2
     assert report["stages"]["generate_answers"]["mean"] == 13.5

@@ -14,6 +14,8 @@ from potstill.reports.files import ModelFiles
 from potstill.reports.numbers import as_number, ratio
 from potstill.rows import publish_json, read_rows
 
+#: No answer has more tokens; a larger number is a fault of the server.
+MOST_TOKENS = 1 << 40
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
 
 
@@ -32,14 +34,20 @@ class _Spent:
             self.without_usage += 1
             return
         for kind in TOKENS:
-            self.tokens[kind] += int(as_number(usage.get(kind)) or 0)
+            self.tokens[kind] += count_tokens(usage, kind)
         if prices:
             self.money += price_usage(usage, prices)
 
 
+def count_tokens(usage: Mapping[str, Any], kind: str) -> int:
+    """Return the tokens of one kind; 0 where the server did not count them, or said something impossible."""
+    number = as_number(usage.get(kind))
+    return int(number) if number is not None and 0 <= number < MOST_TOKENS else 0
+
+
 def price_usage(usage: Mapping[str, Any], prices: Mapping[str, Any]) -> float:
     """Return what one answer cost."""
-    prompt, cached, completion, reasoning = (as_number(usage.get(kind)) or 0 for kind in TOKENS)
+    prompt, cached, completion, reasoning = (count_tokens(usage, kind) for kind in TOKENS)
     per_input, per_output = as_number(prices.get("input")) or 0, as_number(prices.get("output")) or 0
     per_cached = as_number(prices.get("cached_input"))
     per_reasoning = as_number(prices.get("reasoning"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from potstill.records import ADDED_FIELDS, Row
+from potstill.reports.numbers import as_name
 from potstill.reports.sample import Picked
 from potstill.rows import dumps
 
@@ -68,19 +69,19 @@ def _find(answer: str, statement: str) -> tuple[int, int] | None:
 def make_excerpt(picked: Picked, model: str, *, database_field: str | None, gold_field: str | None) -> dict[str, Any]:
     """Return one row for the page."""
     row = picked.row
-    reasons = [str(reason) for reason in _reasons(picked.end, row)]
+    reasons = [as_name(reason) for reason in _reasons(picked.end, row)]
     sql = _text(row.get("sql"))
     return {
         "model": model,
         "end": picked.end,
         "reason": reasons[0] if reasons else "",
         "reasons": reasons,
-        "database": _text(row.get(database_field))[:200] if database_field else "",
+        "database": as_name(_text(row.get(database_field))) if database_field else "",
         "title": _title(row),
         "sql": sql[:300],
         "place": f"{model}/{picked.file}:{picked.line}",
         "sample_id": _text(row.get("sample_id")),
-        "classes": {key: _text(row.get(key))[:200] for key in CLASSES if row.get(key) is not None},
+        "classes": {key: as_name(row[key]) for key in CLASSES if row.get(key) is not None},
         "example": _example(row),
         "detail": _detail(row, sql, gold_field),
     }
@@ -143,9 +144,12 @@ _RESULT = {
     "exec_error": "Error",
     "gold_match": "Matches gold",
     "gold_status": "Gold status",
+    "gold_error": "Error of gold",
+    "gold_unstable": "Gold left something to chance",
     "row_count": "Rows of the result",
     "column_count": "Columns of the result",
     "empty_result": "Empty result",
+    "truncated": "Result cut short",
     "result_signature": "Signature",
     "score": "Score",
     "judge_score": "Score of the judge",

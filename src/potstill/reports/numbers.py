@@ -31,6 +31,11 @@ def as_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def as_name(value: Any) -> str:
+    """Return a value as a name: cut to a readable length, a lone surrogate as its escape (it is no UTF-8)."""
+    return str(value)[:MAX_NAME_CHARS].encode("utf-8", "backslashreplace").decode()
+
+
 class Names:
     """Counts by name, bounded; names are made text and cut to a readable length."""
 
@@ -43,7 +48,7 @@ class Names:
 
     def key(self, name: Any, missing: str = "unknown") -> str:
         """Return the name under which a value is counted."""
-        text = missing if name is None else str(name)[:MAX_NAME_CHARS]
+        text = missing if name is None else as_name(name)
         return text if text in self._counts or len(self._counts) < MAX_NAMES else OTHER
 
     def as_dict(self) -> dict[str, int]:
@@ -106,7 +111,7 @@ def histogram(values: Sequence[float], bins: int = 20) -> list[dict[str, float]]
     """Return equal bins over [0, 1], widened to hold all values; the last bin holds its upper end too."""
     low = min([0.0, *values[:1]])
     high = max([1.0, *values[-1:]])
-    width = (high - low) / bins
+    width = high / bins - low / bins
     counts = [0] * bins
     for value in values:
         counts[min(int((value - low) / width), bins - 1)] += 1

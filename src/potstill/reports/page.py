@@ -46,9 +46,11 @@ class ModelReports(NamedTuple):
         reports = folder / "reports"
         manifest = reports / "manifest.json"
         return cls(
-            folder.name,
-            folder,
-            *(read_json(reports / f"{name}_report.json") for name in ("quality", "timing", "cost")),
+            alias=folder.name,
+            folder=folder,
+            quality=read_json(reports / "quality_report.json"),
+            timing=read_json(reports / "timing_report.json"),
+            cost=read_json(reports / "cost_report.json"),
             run_id=read_json(manifest).get("run_id") if manifest.is_file() else None,
         )
 
@@ -349,22 +351,20 @@ def _render(context: Mapping[str, Any]) -> str:
     environment.filters |= {"exact": _exact, "count": _count, "percent": _percent, "decimal": _decimal}
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.from_string(_asset("page.html.jinja")).render(
-        context
-        | {
-            "style": Markup(_asset("page.css")),
-            "script": Markup(script),
-            "script_hash": f"sha256-{digest}",
-            "summary_json": Markup(context["summary_json"]),
-            "zh_json": Markup(_json(json.loads(_asset("zh.json")))),
-            "libraries": read_libraries(),
-            "licences": read_licences(),
-            "of_answered": Markup(" <span data-t>of answered</span>"),
-            "slash": Markup(" / "),
-            "dash": Markup(" – "),
-            "total_cost": Markup("<span data-t>total</span> "),
-        }
-    )
+    parts = {
+        "style": Markup(_asset("page.css")),
+        "script": Markup(script),
+        "script_hash": f"sha256-{digest}",
+        "summary_json": Markup(context["summary_json"]),
+        "zh_json": Markup(_json(json.loads(_asset("zh.json")))),
+        "libraries": read_libraries(),
+        "licences": read_licences(),
+        "of_answered": Markup(" <span data-t>of answered</span>"),
+        "slash": Markup(" / "),
+        "dash": Markup(" – "),
+        "total_cost": Markup("<span data-t>total</span> "),
+    }
+    return environment.from_string(_asset("page.html.jinja")).render({**context, **parts})
 
 
 def _asset(name: str) -> str:

@@ -105,10 +105,10 @@ _ANSWER_COUNTS: dict[str, Callable[[Row], Any]] = {
     "finish_reason_counts": lambda row: row.get("finish_reason") or "unknown",
     "gold_status_counts": lambda row: row.get("gold_status"),
     "clean_method_counts": lambda row: row.get("clean_method"),
-    "clean_note_counts": lambda row: row.get("clean_note") or None,
+    "clean_note_counts": lambda row: row["clean_note"].split(", ") if row.get("clean_note") else None,
 }
 #: Flags of an answered row that are counted where they are true.
-_FLAGS = ("empty_result", "used_clock", "used_random")
+_FLAGS = ("empty_result", "truncated", "gold_unstable", "used_clock", "used_random")
 
 
 class _Quality:

@@ -1,4 +1,4 @@
-"""How far a run is, from its files alone: while it runs, after it stopped, and from another machine on the same disk."""
+"""How far a run is, from its files alone: while it runs, after it stopped, from another machine on the same disk."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from potstill.records import Row
+from potstill.reports.cost import count_tokens
 from potstill.reports.files import ModelFiles
 from potstill.reports.numbers import Names, Numbers, as_number, ratio
 from potstill.rows import publish_json, read_rows
@@ -167,7 +168,7 @@ def _count_kept_and_tokens(files: ModelFiles) -> tuple[int, int]:
     for kept, row in files.answered():
         kept_rows += kept
         usage = row.get("usage")
-        tokens += int(as_number(usage.get("completion_tokens")) or 0) if isinstance(usage, dict) else 0
+        tokens += count_tokens(usage, "completion_tokens") if isinstance(usage, dict) else 0
     return kept_rows, tokens
 
 

@@ -89,7 +89,7 @@ def _answered(folder: Path, size: int) -> Iterator[Row]:
 
 def _differences(old: Row, new: Row) -> list[str]:
     return [
-        f"{old.get('sample_id')} {old.get('sample_index', 0)}: {label} was {old.get(label)!r}, is now {new.get(label)!r}"
+        f"{old.get('sample_id')} {old.get('sample_index', 0)}: {label} was {old.get(label)!r}, now {new.get(label)!r}"
         for label in LABELS
         if old.get(label) != new.get(label)
     ]

@@ -171,10 +171,10 @@
   }
 
   function filterRows() {
-    const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const phrase = byId("search").value.trim().toLowerCase();
     found = rows.filter((row) =>
       Object.entries(filters).every(([name, select]) => !select.value || row[name] === select.value) &&
-      words.every((word) => row.search.includes(word)));
+      row.search.includes(phrase));
     page = 0;
     showRows();
   }
@@ -286,9 +286,11 @@
     }
   }
 
+  const strings = (value) => typeof value === "string" ? [value] : value && typeof value === "object" ? Object.values(value).flatMap(strings) : [];
+
   async function loadRows() {
     rows = JSON.parse(await unpack(byId("rows-data")));
-    for (const row of rows) row.search = JSON.stringify(row).toLowerCase();
+    for (const row of rows) row.search = strings(row).join("\n").toLowerCase();
     found = rows;
     showExamples();
     fillFilters();
