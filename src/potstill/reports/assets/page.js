@@ -20,8 +20,8 @@
   }
 
   // ---- text of rows ------------------------------------------------------------------------------------------------
-  // Control characters that reorder or hide text are shown by their number.
-  const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u115f\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
+  // Control characters that reorder or hide text, and half characters, are shown by their number.
+  const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u115f\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]/gu;
   const code = (char) => "U+" + char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
 
   function textNodes(text) {
@@ -179,7 +179,7 @@
     showRows();
   }
 
-  const cut = (text, limit) => (text.length > limit ? text.slice(0, limit) + "…" : text);
+  const cut = (text, limit) => (text.length > limit ? text.slice(0, limit).replace(/[\ud800-\udbff]$/, "") + "…" : text);
   const tag = (end) => element("span", { className: "tag " + end, textContent: t(end) });
 
   function cell(node) {
