@@ -19,7 +19,7 @@ from typing import Any
 from potstill.duplicates import DuplicateFinder
 from potstill.errors import ConfigError, InputError
 from potstill.prompts import Prompt, PromptError
-from potstill.readers import InputLine, expand_inputs, read_input
+from potstill.readers import InputLine, read_input
 from potstill.records import ADDED_FIELDS, GIVEN_FIELDS, Row, canonical_json, find_collisions, sha256_text
 from potstill.rows import RowWriter, dumps, loads, open_binary, publish, publish_json
 
@@ -64,6 +64,7 @@ class Outputs:
 def prepare_rows(
     outputs: Outputs,
     *,
+    inputs: Sequence[str | Path],
     input_settings: Mapping[str, Any],
     settings: Mapping[str, Any],
     prompt: Prompt,
@@ -73,7 +74,8 @@ def prepare_rows(
 
     Args:
         outputs: The files to write.
-        input_settings: The config's `input`.
+        inputs: The input files, in order.
+        input_settings: The config's `input` (`id_field`, `rename`).
         settings: The config's `prepare`.
         prompt: Makes a row's conversation.
         evidence: Gets a copy of the bad lines when there are too many of them, since Snakemake deletes the
@@ -93,7 +95,7 @@ def prepare_rows(
         spool = Path(folder) / "rows.jsonl.zst"
         finder = DuplicateFinder(Path(folder))
         with publish(outputs.rejected) as rejected, publish(spool) as spooled:
-            for row in _read_rows(input_settings, settings, maker, counts, rejected):
+            for row in _read_rows(inputs, settings["max_line_bytes"], maker, counts, rejected):
                 finder.add(bytes.fromhex(row["sample_id"]))
                 spooled.write(row)
         _check_bad_ratio(counts, settings["max_bad_ratio"], outputs.rejected, evidence)
@@ -113,15 +115,15 @@ def prepare_rows(
 
 
 def _read_rows(
-    input_settings: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    inputs: Sequence[str | Path],
+    max_line_bytes: int,
     maker: _RowMaker,
     counts: PrepareCounts,
     rejected: RowWriter,
 ) -> Iterator[Row]:
     """Yield the good rows of all inputs; write the bad lines out."""
-    for path in expand_inputs(input_settings["path"]):
-        for line in read_input(path, settings["max_line_bytes"]):
+    for path in inputs:
+        for line in read_input(Path(path), max_line_bytes):
             counts.lines += 1
             try:
                 yield maker.row(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,14 @@ import orjson
 
 from potstill.records import Row
 from potstill.rows import publish_json, read_rows
-from potstill.stages.merge import OUTCOMES, MergedFiles
+from potstill.stages.merge import OUTCOMES
 
 
-def write_stats(merged: MergedFiles, summary: Path, output: Path, *, model: str, samples: int) -> dict[str, Any]:
+def write_stats(files: Mapping[str, Path], output: Path, *, model: str, samples: int) -> dict[str, Any]:
     """Count the rows of one model and write `stats.json`.
 
     Args:
-        merged: The files of `merge_answers`.
-        summary: `prepared/summary.json`.
+        files: The files of `merge_answers` by outcome, and `summary`: `prepared/summary.json`.
         output: The file to write.
         model: The model's alias.
         samples: Answers asked per row.
@@ -27,9 +26,9 @@ def write_stats(merged: MergedFiles, summary: Path, output: Path, *, model: str,
     Returns:
         What was written.
     """
-    prepared = orjson.loads(summary.read_bytes())
+    prepared = orjson.loads(files["summary"].read_bytes())
     counters: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    counts = {outcome: _count(getattr(merged, outcome), counters) for outcome in OUTCOMES}
+    counts = {outcome: _count(files[outcome], counters) for outcome in OUTCOMES}
     stats = {
         "model": model,
         "input_lines": prepared["lines"],
