@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from potstill.config.model import Prices
 from potstill.records import Row
 from potstill.reports.cost import write_cost_report
 from potstill.reports.excerpt import mark_statement
@@ -21,7 +22,7 @@ from potstill.reports.timing import model_benchmarks, write_timing_report
 from tests.unit.browser import Page, open_browser
 from tests.unit.report_runs import make_config, make_rows, make_run, write_model
 
-PRICES = {"currency": "USD", "input": 2.5, "cached_input": 1.25, "output": 10.0}
+PRICES = Prices(input=2.5, cached_input=1.25, output=10.0)
 BIDI = "\u202e"
 HOSTILE = [
     "<script>window.pwned = 1</script>",

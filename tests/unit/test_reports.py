@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from potstill.config.model import Prices
 from potstill.errors import PotstillError
 from potstill.reports.agreement import Agreement
+from potstill.reports.cost import write_cost_report
 from potstill.reports.files import ModelFiles
 from potstill.reports.gates import check_gates, enforce_gates
 from potstill.reports.numbers import MAX_NAMES, OTHER, Names, Numbers, percentile
 from potstill.reports.quality import count_kept, write_quality_report
-from potstill.reports.timing import model_benchmarks, parse_time, write_timing_report
+from potstill.reports.times import parse_time
+from potstill.reports.timing import model_benchmarks, write_timing_report
 from potstill.rows import publish_rows
-from tests.unit.report_runs import make_rows, make_run, write_model
+from tests.unit.report_runs import START, make_rows, make_run, write_model
 
 EMPTY: dict[str, list[dict[str, Any]]] = {"kept": [], "rejected": [], "failed": [], "not_asked": []}
 
@@ -205,6 +209,52 @@ def test_timing_reads_benchmarks_by_rule(tmp_path: Path) -> None:
     assert report["stages"]["generate_answers"]["mean"] == 13.5
     assert report["overall_job_s"] == 27.0
     assert report["stages"]["generate_answers"]["max_rss_mb"] == 150.25
+
+
+def test_cost_is_recomputed_from_the_rows(tmp_path: Path) -> None:
+    """Tokens and money are those of all answers, failed ones that were paid for included, by the price table."""
+    run_dir = make_run(tmp_path, 200)
+    ends = make_rows(200)
+    ends["failed"][0]["usage"] = {"prompt_tokens": 1000, "completion_tokens": 500, "reasoning_tokens": None}
+    ends["failed"][1]["usage"] = {"prompt_tokens": 10**40, "completion_tokens": "many"}
+    write_model(run_dir / "teacher", ends)
+    prices = Prices(input=2.0, cached_input=0.5, output=8.0, currency="CNY")
+    files = ModelFiles.of(run_dir / "teacher")
+    report = write_cost_report(tmp_path / "cost.json", model="teacher", files=files, prices=prices)
+    usages = [row["usage"] for row in ends["kept"] + ends["rejected"]]
+    fresh = sum(usage["prompt_tokens"] - usage["cached_tokens"] for usage in usages)
+    cached, written = (sum(usage[kind] for usage in usages) for kind in ("cached_tokens", "completion_tokens"))
+    money = (2 * (fresh + 1000) + 0.5 * cached + 8 * (written + 500)) / 1e6
+    assert report["cost_total"] == pytest.approx(money, rel=1e-9)
+    assert report["cost_failed"] == pytest.approx((2 * 1000 + 8 * 500) / 1e6)
+    assert report["cost_per_accepted_row"] == pytest.approx(money / len(ends["kept"]))
+    assert report["completion_tokens"] == written + 500
+    assert report["prices"]["currency"] == "CNY"
+
+
+def test_without_prices_money_is_not_known(tmp_path: Path) -> None:
+    """Without a price table tokens are counted and money is null, not zero."""
+    files = ModelFiles.of(make_run(tmp_path) / "teacher")
+    report = write_cost_report(tmp_path / "cost.json", model="teacher", files=files, prices=None)
+    assert report["prompt_tokens"] > 0
+    assert report["cost_total"] is report["cost_per_accepted_row"] is report["cost_saved_by_store"] is None
+
+
+def test_answers_from_before_the_run_were_saved_by_the_store(tmp_path: Path) -> None:
+    """An answer that is older than the run's first job was not paid by this run."""
+    run_dir = make_run(tmp_path, 100)
+    log = run_dir / "logs" / "generate_answers" / "teacher" / "0001.log"
+    log.parent.mkdir(parents=True)
+    moment = START + timedelta(seconds=20)
+    log.write_text(f"{moment:%Y-%m-%dT%H:%M:%SZ} INFO asking\n")
+    files = ModelFiles.of(run_dir / "teacher")
+    prices = Prices(input=0.0, output=1.0)
+    report = write_cost_report(tmp_path / "cost.json", model="teacher", files=files, prices=prices, logs=[log])
+    times = [row for row in read(files.timings) if parse_time(row.get("answered_at", "")) is not None]
+    older = [row["sample_id"] for row in times if parse_time(row["answered_at"]) < moment.timestamp()]
+    rows = [row for path in (files.kept, files.rejected) for row in read(path) if row["sample_id"] in older]
+    assert 0 < report["answers_from_store"] == len(older)
+    assert report["cost_saved_by_store"] == pytest.approx(sum(row["usage"]["completion_tokens"] for row in rows) / 1e6)
 
 
 def test_times_are_read_as_utc() -> None:

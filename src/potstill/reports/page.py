@@ -211,6 +211,8 @@ _COST_LINES = (
     _Line("Cost of failed rows", "cost_failed", "decimal"),
     _Line("Cost per answered row", "cost_per_row", "decimal"),
     _Line("Cost per kept row", "cost_per_accepted_row", "decimal"),
+    _Line("Answers found in the store", "answers_from_store", "count"),
+    _Line("Saved by the store", "cost_saved_by_store", "decimal"),
 )
 
 

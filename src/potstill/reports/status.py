@@ -8,14 +8,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from potstill.errors import ConfigError, InputError
-from potstill.reports.cost import price_usage
+from potstill.generate.costs import cost_of
 from potstill.reports.files import OWN_FOLDERS, read_json
 from potstill.reports.manifest import STAGES
-from potstill.reports.timing import parse_time
+from potstill.reports.times import parse_time
 from potstill.rows import read_rows
+
+if TYPE_CHECKING:
+    from potstill.config.model import Prices
 
 #: The rate is that of the last so many seconds of answers.
 RATE_WINDOW_S = 300
@@ -136,13 +139,13 @@ class StatusReader:
             not_asked=sum(counts.not_asked for counts in done),
             errors=sum((counts.errors for counts in done), Counter()),
             money=sum(counts.money for counts in done) if prices else None,
-            currency=(prices or {}).get("currency") or "",
+            currency=prices.currency if prices else "",
             rate=_rate(moments),
             last_answer=moments[-1] if moments else None,
             merged=(folder / "merged.jsonl").is_file(),
         )
 
-    def _chunk(self, folder: Path, chunk: str, prices: Mapping[str, Any] | None) -> ChunkCounts | None:
+    def _chunk(self, folder: Path, chunk: str, prices: Prices | None) -> ChunkCounts | None:
         """Return the counts of a chunk of answers, or None where it is not done."""
         path = folder / f"{chunk}.jsonl"
         if not path.is_file():
@@ -180,21 +183,21 @@ def _state(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _prices(alias: str, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _prices(alias: str, config: Mapping[str, Any]) -> Prices | None:
     """Return the price table of a model's file, or None where the file is not to be seen from here."""
-    from potstill.config.schema import load_yaml
+    from potstill.config.model import load_model
 
     path = next((Path(model["config"]) for model in config.get("models", []) if model["alias"] == alias), None)
     if path is None or not path.is_file():
         return None
     try:
-        return load_yaml(path, "model file").get("prices")
+        return load_model(path).prices
     except ConfigError:
         # Status must not fail because the model file is being edited; the run itself says what is wrong with it.
         return None
 
 
-def _count_chunk(folder: Path, chunk: str, prices: Mapping[str, Any] | None) -> ChunkCounts:
+def _count_chunk(folder: Path, chunk: str, prices: Prices | None) -> ChunkCounts:
     counts = ChunkCounts()
     for row in read_rows(folder / f"{chunk}.jsonl"):
         counts.answered += 1
@@ -209,9 +212,9 @@ def _count_chunk(folder: Path, chunk: str, prices: Mapping[str, Any] | None) -> 
     return counts
 
 
-def _add_times_and_money(counts: ChunkCounts, row: Mapping[str, Any], prices: Mapping[str, Any] | None) -> None:
-    if prices and isinstance(usage := row.get("usage"), dict):
-        counts.money += price_usage(usage, prices)
+def _add_times_and_money(counts: ChunkCounts, row: Mapping[str, Any], prices: Prices | None) -> None:
+    if isinstance(usage := row.get("usage"), dict):
+        counts.money += cost_of(usage, prices)
     if (moment := parse_time(row.get("answered_at"))) is not None:
         counts.moments.append(moment)
 

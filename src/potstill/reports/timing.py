@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,21 +16,11 @@ from potstill.records import Row
 from potstill.reports.cost import count_tokens
 from potstill.reports.files import ModelFiles
 from potstill.reports.numbers import Names, Numbers, as_number, ratio
+from potstill.reports.times import format_time, parse_time
 from potstill.rows import publish_json, read_rows
 
 #: Points of the curve over time on the page.
 SERIES_POINTS = 60
-
-
-def parse_time(value: Any) -> float | None:
-    """Return a moment as seconds since 1970: a number, or ISO 8601 text (UTC where it names no zone)."""
-    if not isinstance(value, str):
-        return as_number(value)
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def read_benchmarks(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -179,8 +168,8 @@ def _teacher_report(teacher: Teacher, kept: int, tokens: int) -> dict[str, Any]:
     return {
         "latency_s": teacher.latency.summary(),
         "attempts": teacher.attempts.summary(),
-        "teacher_first_request_at": _iso(busy.first),
-        "teacher_last_answer_at": _iso(busy.last),
+        "teacher_first_request_at": format_time(busy.first),
+        "teacher_last_answer_at": format_time(busy.last),
         "teacher_busy_s": busy.seconds,
         "answers": answers,
         "answers_per_s": ratio(answers, busy.seconds),
@@ -191,15 +180,6 @@ def _teacher_report(teacher: Teacher, kept: int, tokens: int) -> dict[str, Any]:
         "served_model_counts": teacher.served_models.as_dict(),
         "series": teacher.series(),
     }
-
-
-def _iso(moment: float | None) -> str | None:
-    if moment is None:
-        return None
-    try:
-        return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
-    except (OverflowError, ValueError, OSError):
-        return None
 
 
 def model_benchmarks(run_dir: Path, model: str, chunks: Sequence[str]) -> Iterator[Path]:
