@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 #: The rate is that of the last so many seconds of answers.
 RATE_WINDOW_S = 300
 _BLOCK = 1 << 20
+_LOG_TAIL = 1 << 16
+#: The line that the engine writes every few seconds: rows done of all rows.
+_PROGRESS = re.compile(rb" INFO (\d+)(?:/\d+ \(\d+ %\))? rows, ")
 
 
 @dataclass
@@ -51,6 +55,7 @@ class ModelStatus:
     answered: int
     failed: int
     not_asked: int
+    under_way: int
     errors: Counter[str]
     money: float | None
     currency: str
@@ -137,6 +142,7 @@ class StatusReader:
             answered=sum(counts.answered for counts in done),
             failed=sum(counts.failed for counts in done),
             not_asked=sum(counts.not_asked for counts in done),
+            under_way=self._under_way(alias, chunks),
             errors=sum((counts.errors for counts in done), Counter()),
             money=sum(counts.money for counts in done) if prices else None,
             currency=prices.currency if prices else "",
@@ -155,6 +161,13 @@ class StatusReader:
         if known is None or known[0] != state:
             self._chunks[path] = known = (state, _count_chunk(folder, chunk, prices))
         return known[1]
+
+    def _under_way(self, alias: str, chunks: Sequence[str]) -> int:
+        """Return the rows that have their end in chunks that are not done, as the jobs' logs last said."""
+        logs = self._run_dir / "logs" / "generate_answers" / alias
+        generated = self._run_dir / alias / "generated"
+        open_chunks = [chunk for chunk in chunks if not (generated / f"{chunk}.jsonl").is_file()]
+        return sum(_last_progress(logs / f"{chunk}.log") for chunk in open_chunks)
 
     def _stage(self, folder: Path, chunks: Sequence[str]) -> tuple[int, int]:
         """Return how many chunks of a stage are done, and the rows in them."""
@@ -181,6 +194,16 @@ class StatusReader:
 def _state(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def _last_progress(log: Path) -> int:
+    """Return the number of the last progress line in the end of a log; 0 where there is none."""
+    if not log.is_file():
+        return 0
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - _LOG_TAIL))
+        found = _PROGRESS.findall(stream.read())
+    return int(found[-1]) if found else 0
 
 
 def _prices(alias: str, config: Mapping[str, Any]) -> Prices | None:
@@ -240,7 +263,8 @@ def describe(status: RunStatus, now: float | None = None) -> Iterator[str]:
         for stage, (chunks, count) in model.stages.items():
             share = f" ({100 * chunks / status.chunks:.0f} %)" if status.chunks else ""
             yield f"  {stage:<10} {chunks:>6} of {status.chunks} chunks{share}, {count} rows"
-        yield f"  answered {model.answered}, failed {model.failed}, not asked {model.not_asked}"
+        under_way = f", under way {model.under_way}" if model.under_way else ""
+        yield f"  answered {model.answered}, failed {model.failed}, not asked {model.not_asked}{under_way}"
         yield from _details(model, asked, now)
     if status.gates is not None:
         yield f"\ngates: {status.gates}"
@@ -258,8 +282,8 @@ def _details(model: ModelStatus, asked: int | None, now: float) -> Iterator[str]
     quiet = now - model.last_answer
     yield f"  last finished answer: {_span(quiet)} ago"
     if asked is not None and model.rate:
-        left = asked - model.answered - model.failed - model.not_asked
-        yield f"  left: {left} answers, about {_span(left / model.rate)} at this rate"
+        left = asked - model.answered - model.failed - model.not_asked - model.under_way
+        yield f"  left: {left} rows, about {_span(left / model.rate)} at this rate"
 
 
 def _span(seconds: float) -> str:
