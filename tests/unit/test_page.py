@@ -12,10 +12,11 @@ import pytest
 
 from potstill.config.model import Prices
 from potstill.records import Row
+from potstill.reports.compare import compare_runs
 from potstill.reports.cost import write_cost_report
 from potstill.reports.excerpt import mark_statement
 from potstill.reports.files import ModelFiles
-from potstill.reports.page import write_page
+from potstill.reports.page import PANELS, write_page
 from potstill.reports.quality import write_quality_report
 from potstill.reports.sample import pick_rows, share_out
 from potstill.reports.timing import model_benchmarks, write_timing_report
@@ -268,6 +269,33 @@ def test_page_of_an_empty_model(browser: Page, tmp_path: Path) -> None:
     browser.open(page.as_uri())
     assert browser.run("return document.documentElement.dataset.charts") == "drawn"
     assert "NaN" not in browser.run("return document.body.textContent")
+
+
+def test_panels_are_pages_of_single_sections(browser: Page, tmp_path: Path) -> None:
+    """For Snakemake's report each section is a page of its own, with its charts, without rows."""
+    make_page(make_run(tmp_path), panels=tmp_path / "panels")
+    assert {path.stem for path in (tmp_path / "panels").iterdir()} == set(PANELS)
+    browser.complaints()
+    for name in PANELS:
+        browser.open((tmp_path / "panels" / f"{name}.html").as_uri())
+        assert browser.run("return document.documentElement.dataset.charts") == "drawn"
+        assert browser.run("return [...document.querySelectorAll('.chart')].every(node => node.querySelector('svg'))")
+        assert browser.run("return document.getElementById('rows')") is None
+    assert browser.complaints() == []
+
+
+def test_page_shows_a_comparison(browser: Page, tmp_path: Path) -> None:
+    """With an earlier run the page shows what changed in the config and which rows moved."""
+    before, after = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    ends = make_rows(60, 0)
+    ends["rejected"].append(ends["kept"].pop(0) | {"reject_reason": "too_long"})
+    write_model(after / "teacher", ends)
+    (before / "config.yaml").write_text("run: <b>earlier</b>\n")
+    page = make_page(after, comparison=compare_runs(before, after))
+    browser.open(page.as_uri())
+    text = browser.run("return document.getElementById('comparison').textContent")
+    assert "<b>earlier</b>" in text
+    assert ends["rejected"][-1]["sample_id"] in text
 
 
 def test_sample_holds_every_stratum() -> None:

@@ -10,15 +10,6 @@ from typing import Any
 
 Spec = dict[str, Any]
 
-#: The page's colours, for charts that stand alone.
-COLOURS = {
-    "--copper": "#a4552a",
-    "--blue": "#3f6fae",
-    "--kept": "#2f7d6b",
-    "--rejected": "#c58a1b",
-    "--failed": "#b3403a",
-    "--not-asked": "#9a948b",
-}
 #: Groups that a chart shows at most; the tables and the reports hold them all.
 MAX_BARS = 20
 
@@ -129,17 +120,3 @@ def cost_chart(costs: Mapping[str, Mapping[str, Any]]) -> Spec | None:
     }
     height = 34 * max(1, len(costs))
     return _chart("Cost", values, height, mark={"type": "bar", "tooltip": True}, encoding=encoding) if values else None
-
-
-def stand_alone(spec: Spec) -> Spec:
-    """Return a chart for `snakemake --report`, which draws Vega-Lite files by itself."""
-    schema = "https://vega.github.io/schema/vega-lite/v5.json"
-    return {"$schema": schema, **_coloured(spec), "width": 560, "config": {"mark": {"color": COLOURS["--copper"]}}}
-
-
-def _coloured(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: item if key == "values" else _coloured(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_coloured(item) for item in value]
-    return COLOURS.get(value, value) if isinstance(value, str) else value

@@ -134,7 +134,7 @@ def write_manifest(
     sources: Mapping[str, Sequence[Path]],
     config: Mapping[str, Any],
     prices: Mapping[str, Any] | None = None,
-    code: Iterable[Path] = (),
+    workflow_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Write manifest.json of one model and return it.
 
@@ -147,7 +147,7 @@ def write_manifest(
         sources: Kind (`inputs`, `prompts`, `databases`, `model_files`) -> files that the run was made from.
         config: The whole merged config.
         prices: The price table that was used.
-        code: The files of the workflow (Snakefile, rules, scripts) beside the package.
+        workflow_dir: The folder of the Snakefile, with `workflow/` and `scripts/`; None outside of Snakemake.
     """
     manifest = {
         "manifest_version": 1,
@@ -162,7 +162,7 @@ def write_manifest(
         "code": {
             "potstill": __version__,
             "package_sha256": hash_package(),
-            "workflow": {path.name: hash_file(path) for path in sorted(code)},
+            "workflow": hash_workflow(workflow_dir) if workflow_dir is not None else {},
         },
         "python": platform.python_version(),
         "packages": installed_packages(),
@@ -205,6 +205,13 @@ def hash_package() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\n{hash_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def hash_workflow(folder: Path) -> dict[str, str]:
+    """Return the hashes of the Snakefile, the rules, the schemas and the scripts, by their paths in the folder."""
+    patterns = ("Snakefile", "workflow/**/*.smk", "workflow/schemas/*.yaml", "scripts/*.py")
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return {_inside(folder, path): hash_file(path) for path in paths}
 
 
 def installed_packages() -> dict[str, str | None]:

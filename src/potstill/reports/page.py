@@ -27,6 +27,29 @@ from potstill.rows import dumps, publish
 PAGE_ROWS = 2000
 #: Databases or difficulties that a page shows; the report holds them all.
 MAX_GROUPS = 60
+#: Section -> its name in the navigation.
+_SECTIONS = {
+    "gates": "Gates",
+    "funnel": "Funnel",
+    "threshold": "Thresholds",
+    "quality": "Quality",
+    "time": "Time",
+    "cost": "Cost",
+    "errors": "Errors",
+    "comparison": "Comparison",
+    "rows": "Rows",
+    "origin": "Origin",
+}
+PARTS = ("cards", *_SECTIONS)
+#: Panel of `snakemake --report` -> the parts of the page in it.
+PANELS = {
+    "overview": ("cards", "gates", "funnel"),
+    "thresholds": ("threshold",),
+    "quality": ("quality",),
+    "time": ("time",),
+    "cost": ("cost",),
+    "errors": ("errors",),
+}
 _ENDS = (("kept", "Kept"), ("rejected", "Rejected"), ("failed", "Failed"), ("not_asked", "Not asked"))
 
 
@@ -62,6 +85,7 @@ def write_page(
     config: Mapping[str, Any],
     page_rows: int = PAGE_ROWS,
     comparison: Mapping[str, Any] | None = None,
+    panels: Path | None = None,
 ) -> None:
     """Write the page of a run.
 
@@ -71,12 +95,20 @@ def write_page(
         config: The whole config of the run.
         page_rows: How many rows of all models together the page holds; of more, a fixed sample.
         comparison: What `compare_runs` found against an earlier run.
+        panels: A folder for `PANELS`, the page's sections as pages of their own, for `snakemake --report`.
     """
     models = [ModelReports.read(folder) for folder in model_folders]
     rows = _sample(models, config, page_rows)
-    page = _render(
-        _context(models, config, comparison) | {"shown": len(rows), "rows_packed": pack(_json(rows).encode())}
-    )
+    context = _context(models, config, comparison)
+    _publish(output, {**context, "shown": len(rows), "rows_packed": pack(_json(rows).encode())}, PARTS)
+    if panels is not None:
+        for name, parts in PANELS.items():
+            _publish(panels / f"{name}.html", {**context, "shown": 0}, parts)
+
+
+def _publish(output: Path, context: Mapping[str, Any], parts: Sequence[str]) -> None:
+    sections = [(key, name) for key, name in context["sections"] if key in parts]
+    page = _render({**context, "parts": parts, "sections": sections})
     with publish(output) as out:
         out.write_line(page.encode("utf-8", "backslashreplace"))
 
@@ -135,20 +167,8 @@ def _context(
 
 
 def _sections(gates: bool, comparison: bool) -> list[tuple[str, str]]:
-    names = [
-        ("gates", "Gates"),
-        ("funnel", "Funnel"),
-        ("threshold", "Thresholds"),
-        ("quality", "Quality"),
-        ("time", "Time"),
-        ("cost", "Cost"),
-        ("errors", "Errors"),
-        ("comparison", "Comparison"),
-        ("rows", "Rows"),
-        ("origin", "Origin"),
-    ]
     shown = {"gates": gates, "comparison": comparison}
-    return [(key, name) for key, name in names if shown.get(key, True)]
+    return [(key, name) for key, name in _SECTIONS.items() if shown.get(key, True)]
 
 
 #: Key of the quality report -> title.

@@ -49,8 +49,10 @@
     byId("language").textContent = language === "zh" ? "English" : "中文";
     byId("language").lang = language === "zh" ? "en" : "zh";
     for (const slider of document.querySelectorAll(".slider input")) showThreshold(slider);
-    fillFilters();
-    showRows();
+    if (hasRows) {
+      fillFilters();
+      showRows();
+    }
   }
 
   byId("language").addEventListener("click", () => {
@@ -157,6 +159,8 @@
 
   // ---- the rows ----------------------------------------------------------------------------------------------------
   const PAGE = 50;
+  // A page for Snakemake's report holds single sections: then there are no rows.
+  const hasRows = byId("rows") !== null;
   let rows = [], found = [], page = 0, open = -1;
   const filters = { model: byId("filter-model"), end: byId("filter-end"), reason: byId("filter-reason"), database: byId("filter-database") };
 
@@ -205,10 +209,12 @@
       ? `${count(from + 1)}–${count(from + part.length)} / ${count(found.length)}` : t("No row fits.");
   }
 
-  byId("previous").addEventListener("click", () => { page -= 1; showRows(); });
-  byId("next").addEventListener("click", () => { page += 1; showRows(); });
-  for (const select of Object.values(filters)) select.addEventListener("change", filterRows);
-  byId("search").addEventListener("input", filterRows);
+  if (hasRows) {
+    byId("previous").addEventListener("click", () => { page -= 1; showRows(); });
+    byId("next").addEventListener("click", () => { page += 1; showRows(); });
+    for (const select of Object.values(filters)) select.addEventListener("change", filterRows);
+    byId("search").addEventListener("input", filterRows);
+  }
 
   // ---- one row -----------------------------------------------------------------------------------------------------
   // A text is {text, left_out}: how many characters were left out when the page was made.
@@ -289,6 +295,7 @@
   const strings = (value) => typeof value === "string" ? [value] : value && typeof value === "object" ? Object.values(value).flatMap(strings) : [];
 
   async function loadRows() {
+    if (!hasRows) return;
     rows = JSON.parse(await unpack(byId("rows-data")));
     for (const row of rows) row.search = strings(row).join("\n").toLowerCase();
     found = rows;
