@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check profiles clean
+.PHONY: help demo test check local-llm profiles docs clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ local-llm: $(VENV)/.installed $(VENV)/.installed-local-llm  ## add the small loc
 
 profiles: $(VENV)/.installed  ## link our profiles to where `snakemake --profile NAME` looks
 	$(BIN)/python scripts/link_profiles.py
+
+docs: $(VENV)/.installed  ## write the tables of config/README.md anew
+	$(BIN)/python -m potstill.config.document
 
 clean:  ## remove the results of the demo; the answer store stays
 	rm -rf results

@@ -85,6 +85,22 @@ class Plan:
         return [f"{self.folder}/{{model}}/filtered/{{chunk}}.rejected.jsonl"] if self.has("filter") else []
 
     @property
+    def gold_audit(self) -> list[str]:
+        """The gold audit of the run; none when nothing is executed."""
+        return [f"{self.folder}/gold_audit.jsonl"] if self.has("execute") else []
+
+    @property
+    def pilot_summary(self) -> list[str]:
+        """The summary of the prepared rows, which tells a pilot which rows are the first ones; none otherwise."""
+        return [] if self.config["generate"]["max_rows"] is None else [f"{self.folder}/prepared/summary.json"]
+
+    @property
+    def env_files(self) -> list[str]:
+        """The files of variables that jobs read."""
+        env_file = self.config["environment"]["env_file"]
+        return [] if env_file is None else [env_file]
+
+    @property
     def templates(self) -> list[str]:
         """The template files that prompts are made from."""
         template = self.config["prompt"]["template"]
@@ -100,6 +116,10 @@ class Plan:
             return [Path(execute["database"])]
         folder = Path(execute["database_dir"])
         return sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _DATABASE_ENDINGS)
+
+    def settings(self, stage: str, without: Sequence[str] = ()) -> str:
+        """Return a stage's section of the config as JSON, for a command line."""
+        return json.dumps(self.without(self.config[stage], *without), ensure_ascii=False)
 
     @staticmethod
     def without(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:

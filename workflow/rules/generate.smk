@@ -9,9 +9,9 @@ engine owns them.
 rule generate_answers:
     input:
         rows=f"{RUN}/prepared/chunks/{{chunk}}.jsonl",
-        summary=rules.prepare_rows.output.summary,
-        model=get_model_file,
-        gold=rules.audit_gold.output.audit if PLAN.has("execute") else [],
+        model=f"{RUN}/{{model}}/model.yaml",
+        gold=PLAN.gold_audit,
+        summary=PLAN.pilot_summary,
     output:
         answered=f"{RUN}/{{model}}/generated/{{chunk}}.jsonl",
         failed=f"{RUN}/{{model}}/generated/{{chunk}}.failed.jsonl",
@@ -29,10 +29,22 @@ rule generate_answers:
         requests_in_flight=PLAN.config["generate"]["concurrency"],
         #**PLAN.server_resources(),
     params:
-        generate=PLAN.without(PLAN.config["generate"], "concurrency", "batch_size"),
+        settings=PLAN.settings("generate", without=("concurrency", "batch_size")),
         answers_dir=PLAN.config["answers_dir"],
-        env_file=PLAN.config["environment"]["env_file"],
+        env_file=PLAN.env_files,
     message:
         "Asking {wildcards.model} for the answers of chunk {wildcards.chunk}"
-    script:
-        "../../scripts/generate_answers.py"
+    shell:
+        "{PYTHON:q} {SCRIPTS:q}/generate_answers.py"
+        " --rows {input.rows:q}"
+        " --model {input.model:q}"
+        " --gold {input.gold:q}"
+        " --summary {input.summary:q}"
+        " --answered {output.answered:q}"
+        " --failed {output.failed:q}"
+        " --not-asked {output.not_asked:q}"
+        " --settings {params.settings:q}"
+        " --answers-dir {params.answers_dir:q}"
+        " --env-file {params.env_file:q}"
+        " --concurrency {resources.requests_in_flight:q}"
+        " --log {log:q}"

@@ -170,19 +170,37 @@ class Engine:
             self.fail(error)
 
     def _send_all(self) -> None:
-        now = self._loop.time()
-        while self._stop is None and self.tally.in_flight < self._limits.concurrency:
-            endpoint = self._choose(now)
-            if endpoint is None:
-                break
-            job = self._next_job(now)
-            if job is None:
-                break
-            self._send(job, endpoint, now)
+        while (pair := self._next_request()) is not None:
+            self._start_task(self._work(*pair))
         if self._read_all and not (self._ready or self._later or self._tasks) and self._suspects:
             self._give_verdicts()
             self._loop.call_soon(self._pump)
         self._end_if_idle()
+
+    def _next_request(self) -> tuple[Job, Endpoint] | None:
+        """Return what may be sent now, counted as in flight already, or None."""
+        if self._stop is not None or self.tally.in_flight >= self._limits.concurrency:
+            return None
+        now = self._loop.time()
+        endpoint = self._choose(now)
+        job = self._next_job(now) if endpoint is not None else None
+        if job is None or endpoint is None:
+            return None
+        endpoint.sent(now)
+        self._requests.spend(1)
+        self._tokens.spend(self._guess)
+        self.tally.in_flight += 1
+        self.tally.sent += 1
+        return job, endpoint
+
+    async def _work(self, job: Job, endpoint: Endpoint) -> None:
+        """Send a request, and then the next one: a task for each would cost more than the rest of the bookkeeping."""
+        while True:
+            await self._ask(job, endpoint)
+            following = self._next_request()
+            if following is None:
+                return
+            job, endpoint = following
 
     def _choose(self, now: float) -> Endpoint | None:
         """Return the server with the most room for its weight, or None and a timer for when there is one."""
@@ -247,14 +265,6 @@ class Engine:
     def _next_turn(self) -> None:
         self._turn_asked = False
         self._pump()
-
-    def _send(self, job: Job, endpoint: Endpoint, now: float) -> None:
-        endpoint.sent(now)
-        self._requests.spend(1)
-        self._tokens.spend(self._guess)
-        self.tally.in_flight += 1
-        self.tally.sent += 1
-        self._start_task(self._ask(job, endpoint))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
