@@ -246,7 +246,7 @@ def test_answers_from_before_the_run_were_saved_by_the_store(tmp_path: Path) -> 
     log = run_dir / "logs" / "generate_answers" / "teacher" / "0001.log"
     log.parent.mkdir(parents=True)
     moment = START + timedelta(seconds=20)
-    log.write_text(f"{moment:%Y-%m-%dT%H:%M:%SZ} INFO asking\n")
+    log.write_text(f"{moment:%Y-%m-%dT%H:%M:%SZ} INFO begun\n")
     files = ModelFiles.of(run_dir / "teacher")
     prices = Prices(input=0.0, output=1.0)
     report = write_cost_report(tmp_path / "cost.json", model="teacher", files=files, prices=prices, logs=[log])

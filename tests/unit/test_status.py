@@ -26,8 +26,6 @@ def run_dir(tmp_path: Path) -> Path:
     """A run in which one of three chunks is answered, and two of its rows failed."""
     ends = make_rows(90)
     config = make_config(["teacher"])
-    config["models"][0]["config"] = str(tmp_path / "teacher.yaml")
-    (tmp_path / "teacher.yaml").write_text(MODEL_FILE)
     folder = tmp_path / "results" / "sample"
     publish_json(
         folder / "prepared" / "summary.json",
@@ -35,6 +33,8 @@ def run_dir(tmp_path: Path) -> Path:
     )
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     generated = folder / "teacher" / "generated"
+    generated.mkdir(parents=True)
+    (folder / "teacher" / "model.yaml").write_text(MODEL_FILE)
     publish_rows(generated / "0001.failed.jsonl", ends["failed"][:2])
     publish_rows(generated / "0001.not_asked.jsonl", ends["not_asked"][:1])
     publish_rows(generated / "0001.jsonl", ends["kept"][:27])
@@ -78,9 +78,9 @@ def test_status_of_a_run_that_has_just_begun(tmp_path: Path, capsys: pytest.Capt
     assert "rows not prepared yet" in capsys.readouterr().out
 
 
-def test_status_without_its_model_file(run_dir: Path, tmp_path: Path) -> None:
-    """On another machine the model file may be out of sight: then money is not known, the rest is."""
-    (tmp_path / "teacher.yaml").unlink()
+def test_status_without_prices(run_dir: Path) -> None:
+    """Without a model file money is not known; the rest is."""
+    (run_dir / "teacher" / "model.yaml").unlink()
     status = StatusReader(run_dir).read()
     assert status.models[0].money is None
     assert status.models[0].answered == 27

@@ -69,14 +69,16 @@ def with_times(rows: Path, timings: Path) -> Iterator[tuple[Row, Row]]:
 
 
 def find_start(logs: Iterable[Path]) -> float | None:
-    """Return when the first of some jobs began, by the first line of its log; None where that cannot be told."""
+    """Return when the first of some jobs began, by the line that opens its log; None where none has it."""
     return min((start for path in logs if (start := _first_moment(path)) is not None), default=None)
 
 
 def _first_moment(path: Path) -> float | None:
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:
-            stamp = stream.readline(64).split(" ")[0]
+            stamp, _, rest = stream.readline(64).partition(" ")
+        if rest.strip() != "INFO begun":
+            return None
         return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
     except (OSError, ValueError):
         return None
@@ -96,15 +98,16 @@ def write_cost_report(
     """
     started = find_start(logs)
     spent = {end: _Spent(prices, started) for end in _ENDS}
+    known = started is not None
     for end in _ENDS:
         for row, times in with_times(getattr(files, end), files.timings):
             spent[end].add(row, times)
-    report = {"model": model, "prices": asdict(prices) if prices else None, **_sums(spent, prices is not None)}
+    report = {"model": model, "prices": asdict(prices) if prices else None, **_sums(spent, prices is not None, known)}
     publish_json(output, report)
     return report
 
 
-def _sums(spent: Mapping[str, _Spent], priced: bool) -> dict[str, Any]:
+def _sums(spent: Mapping[str, _Spent], priced: bool, start_known: bool) -> dict[str, Any]:
     total = sum(end.money for end in spent.values()) if priced else None
     answered, kept = spent["kept"].rows + spent["rejected"].rows, spent["kept"].rows
     tokens = {kind: sum(end.tokens[kind] for end in spent.values()) for kind in TOKENS}
@@ -118,6 +121,6 @@ def _sums(spent: Mapping[str, _Spent], priced: bool) -> dict[str, Any]:
         "cost_per_row": ratio(total, answered),
         "cost_per_accepted_row": ratio(total, kept),
         "completion_tokens_per_accepted_row": ratio(tokens["completion_tokens"], kept),
-        "answers_from_store": sum(end.reused for end in spent.values()),
-        "cost_saved_by_store": sum(end.saved for end in spent.values()) if priced else None,
+        "answers_from_store": sum(end.reused for end in spent.values()) if start_known else None,
+        "cost_saved_by_store": sum(end.saved for end in spent.values()) if priced and start_known else None,
     }

@@ -100,7 +100,7 @@ class StatusReader:
         summary_path = self._run_dir / "prepared" / "summary.json"
         summary = read_json(summary_path) if summary_path.is_file() else {}
         names = [str(entry["chunk"]) for entry in summary.get("chunks", [])]
-        models = [self._model(alias, names, config) for alias in self._aliases(config)]
+        models = [self._model(alias, names) for alias in self._aliases(config)]
         gates = self._run_dir / "gates.json"
         return RunStatus(
             run_dir=self._run_dir,
@@ -127,9 +127,9 @@ class StatusReader:
         ]
         return list(dict.fromkeys([*named, *found]))
 
-    def _model(self, alias: str, chunks: Sequence[str], config: Mapping[str, Any]) -> ModelStatus:
+    def _model(self, alias: str, chunks: Sequence[str]) -> ModelStatus:
         folder = self._run_dir / alias
-        prices = _prices(alias, config)
+        prices = _prices(folder / "model.yaml")
         done = [counts for chunk in chunks if (counts := self._chunk(folder / "generated", chunk, prices)) is not None]
         moments = sorted(moment for counts in done for moment in counts.moments)
         stages = {"generated": (len(done), sum(counts.rows for counts in done))}
@@ -206,17 +206,16 @@ def _last_progress(log: Path) -> int:
     return int(found[-1]) if found else 0
 
 
-def _prices(alias: str, config: Mapping[str, Any]) -> Prices | None:
-    """Return the price table of a model's file, or None where the file is not to be seen from here."""
+def _prices(model_file: Path) -> Prices | None:
+    """Return the price table of the run's copy of a model's file, or None where there is none."""
     from potstill.config.model import load_model
 
-    path = next((Path(model["config"]) for model in config.get("models", []) if model["alias"] == alias), None)
-    if path is None or not path.is_file():
+    if not model_file.is_file():
         return None
     try:
-        return load_model(path).prices
+        return load_model(model_file).prices
     except ConfigError:
-        # Status must not fail because the model file is being edited; the run itself says what is wrong with it.
+        # Status must not fail because of the model file; the run itself says what is wrong with it.
         return None
 
 
