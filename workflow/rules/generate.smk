@@ -27,9 +27,10 @@ rule generate_answers:
         mem_mb=300,
         # Requests in flight: `--resources requests_in_flight=120` limits the sum over parallel jobs.
         requests_in_flight=PLAN.config["generate"]["concurrency"],
-        #**PLAN.server_resources(),
+        **PLAN.server_resources(),
     params:
-        settings=PLAN.settings("generate", without=("concurrency", "batch_size")),
+        settings=PLAN.settings("generate", without=PLAN.pace_keys),
+        execute=PLAN.settings("execute") if PLAN.skips_bad_gold else "null",
         answers_dir=PLAN.config["answers_dir"],
         env_file=PLAN.env_files,
     message:
@@ -44,7 +45,10 @@ rule generate_answers:
         " --failed {output.failed:q}"
         " --not-asked {output.not_asked:q}"
         " --settings {params.settings:q}"
+        " --execute {params.execute:q}"
         " --answers-dir {params.answers_dir:q}"
         " --env-file {params.env_file:q}"
+        " --run {RUN:q}"
         " --concurrency {resources.requests_in_flight:q}"
+        " --pace {PLAN.pace:q}"
         " --log {log:q}"
