@@ -175,7 +175,7 @@ def test_agreement_and_pass_at_k() -> None:
 
 
 def test_timing_counts_only_the_time_in_flight(tmp_path: Path) -> None:
-    """Throughput is over the time in which a request was in flight: a night between two starts does not count."""
+    """Throughput is over the time from first to last: a moment between two chunks counts, a night does not."""
     files = ModelFiles.of(tmp_path)
     write_model(tmp_path, EMPTY | {"kept": [{"sample_id": "a", "usage": {"completion_tokens": 30}}]})
     publish_rows(
@@ -184,16 +184,17 @@ def test_timing_counts_only_the_time_in_flight(tmp_path: Path) -> None:
             {"sample_id": "a", "latency_s": 2.0, "answered_at": "2026-05-04T09:00:02+00:00"},
             {"sample_id": "b", "latency_s": 2.0, "answered_at": "2026-05-04T09:00:03Z"},
             {"sample_id": "c", "latency_s": 1.0, "answered_at": "2026-05-05T09:00:00"},
+            {"sample_id": "e", "latency_s": 1.0, "answered_at": "2026-05-05T09:00:03"},
             {"sample_id": "d"},
         ],
     )
     report = write_timing_report(tmp_path / "timing.json", model="m", files=files)
-    assert report["teacher_busy_s"] == pytest.approx(4.0)
-    assert report["answers_per_s"] == pytest.approx(3 / 4)
-    assert report["requests_in_flight_mean"] == pytest.approx(5 / 4)
-    assert report["completion_tokens_per_s"] == pytest.approx(30 / 4)
-    assert report["kept_per_hour"] == pytest.approx(900)
-    assert sum(point["answers"] for point in report["series"]) == 3
+    assert report["teacher_active_s"] == pytest.approx(7.0)
+    assert report["answers_per_s"] == pytest.approx(4 / 7)
+    assert report["requests_in_flight_mean"] == pytest.approx(6 / 7)
+    assert report["completion_tokens_per_s"] == pytest.approx(30 / 7)
+    assert report["kept_per_hour"] == pytest.approx(3600 / 7)
+    assert sum(point["answers"] for point in report["series"]) == 4
 
 
 def test_timing_reads_benchmarks_by_rule(tmp_path: Path) -> None:

@@ -23,23 +23,33 @@ def _axis(field: str, kind: str, title: str | None, **more: Any) -> Spec:
 
 
 def threshold_chart(quality: Mapping[str, Any], min_score: float | None) -> Spec | None:
-    """Return the number of rows kept at each lowest score, with a rule at the one chosen."""
+    """Return the number of rows kept at each lowest score; the one chosen (`at`) stands out."""
     steps = quality["kept_at_min_score"]
     if not steps:
         return None
-    chosen = steps[0]["min_score"] if min_score is None else min_score
+    at = [{"name": "at", "value": steps[0]["min_score"] if min_score is None else min_score}]
+    if len(steps) <= MAX_BARS:
+        chosen = {"condition": {"test": "datum.min_score === at", "value": "--copper"}, "value": "--not-asked"}
+        encoding = {
+            "x": _axis("min_score", "ordinal", "Lowest score", axis={"labelAngle": 0}),
+            "y": _axis("kept", "quantitative", None),
+            "color": chosen,
+        }
+        return _chart(
+            "Rows kept", steps, 140, params=at, mark={"type": "bar", "width": {"band": 0.5}}, encoding=encoding
+        )
     curve = {
-        "mark": {"type": "line", "interpolate": "step-before", "point": len(steps) <= 20},
+        "mark": {"type": "line", "interpolate": "step-before"},
         "encoding": {
-            "x": _axis("min_score", "quantitative", "Lowest score"),
-            "y": _axis("kept", "quantitative", "Rows kept", scale={"zero": True}),
+            "x": _axis("min_score", "quantitative", "Lowest score", scale={"zero": False}),
+            "y": _axis("kept", "quantitative", None),
         },
     }
     rule = {
         "mark": {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 2},
         "encoding": {"x": {"datum": {"expr": "at"}, "type": "quantitative"}},
     }
-    return _chart("Rows kept", steps, 150, params=[{"name": "at", "value": chosen}], layer=[curve, rule])
+    return _chart("Rows kept", steps, 140, params=at, layer=[curve, rule])
 
 
 def score_chart(quality: Mapping[str, Any]) -> Spec | None:
@@ -47,14 +57,16 @@ def score_chart(quality: Mapping[str, Any]) -> Spec | None:
     if quality["score_mean"] is None:
         return None
     encoding = {
-        "x": _axis("low", "quantitative", "Score", bin={"binned": True}),
+        "x": _axis("low", "quantitative", "Score", bin={"binned": True}, axis={"tickCount": 5}),
         "x2": {"field": "high"},
-        "y": _axis("count", "quantitative", "Rows"),
+        "y": _axis("count", "quantitative", None),
     }
-    return _chart("Score", quality["score_histogram"], 130, mark={"type": "bar", "tooltip": True}, encoding=encoding)
+    return _chart(
+        "Rows by score", quality["score_histogram"], 130, mark={"type": "bar", "tooltip": True}, encoding=encoding
+    )
 
 
-def group_chart(title: str, lines: Sequence[Mapping[str, Any]]) -> Spec | None:
+def group_chart(lines: Sequence[Mapping[str, Any]]) -> Spec | None:
     """Return the keep rate of each group and model."""
     names = list(dict.fromkeys(line["name"] for line in lines))[:MAX_BARS]
     shown = [
@@ -66,21 +78,27 @@ def group_chart(title: str, lines: Sequence[Mapping[str, Any]]) -> Spec | None:
         return None
     encoding = {
         "y": _axis("name", "nominal", None, sort=names),
-        "x": _axis("rate", "quantitative", "Keep rate", axis={"format": ".0%"}, scale={"domain": [0, 1]}),
+        "x": _axis("rate", "quantitative", None, axis={"format": ".0%", "tickCount": 5}, scale={"domain": [0, 1]}),
         "color": _axis("model", "nominal", None),
         "yOffset": {"field": "model"},
     }
     if len({line["model"] for line in shown}) == 1:
         del encoding["yOffset"], encoding["color"]
     height = 22 * len(names) * max(1, len({line["model"] for line in shown}))
-    return _chart(title, shown, height, mark={"type": "bar", "tooltip": True}, encoding=encoding)
+    return _chart("Keep rate", shown, height, mark={"type": "bar", "tooltip": True}, encoding=encoding)
+
+
+def _time_axis(series: Sequence[Mapping[str, Any]]) -> Spec:
+    days = (series[-1]["at"] - series[0]["at"]) / 86_400 if series else 0
+    axis = {"format": "%m-%d %H:%M" if days > 1 else "%H:%M:%S", "tickCount": 4, "labelOverlap": "greedy"}
+    return _axis("at", "temporal", "Time (UTC)", scale={"type": "utc"}, axis=axis)
 
 
 def throughput_chart(timing: Mapping[str, Any]) -> Spec | None:
     """Return the answers per second over time."""
     values = [{"at": point["at"] * 1000, "rate": point["answers_per_s"]} for point in timing["series"]]
     encoding = {
-        "x": _axis("at", "temporal", "Time (UTC)", scale={"type": "utc"}),
+        "x": _time_axis(timing["series"]),
         "y": _axis("rate", "quantitative", None),
     }
     mark = {"type": "area", "interpolate": "step-after", "line": True, "opacity": 0.3, "color": "--copper"}
@@ -96,7 +114,7 @@ def latency_chart(timing: Mapping[str, Any]) -> Spec | None:
         if point[f"latency_{name}"] is not None
     ]
     encoding = {
-        "x": _axis("at", "temporal", "Time (UTC)", scale={"type": "utc"}),
+        "x": _time_axis(timing["series"]),
         "y": _axis("seconds", "quantitative", None),
         "color": _axis("percentile", "nominal", None),
     }

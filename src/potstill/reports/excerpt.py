@@ -66,8 +66,18 @@ def _find(answer: str, statement: str) -> tuple[int, int] | None:
     return matches[-1].span() if matches else None
 
 
-def make_excerpt(picked: Picked, model: str, *, database_field: str | None, gold_field: str | None) -> dict[str, Any]:
-    """Return one row for the page."""
+def make_excerpt(
+    picked: Picked, model: str, results: Mapping[str, Any], *, database_field: str | None, gold_field: str | None
+) -> dict[str, Any]:
+    """Return one row for the page.
+
+    Args:
+        picked: The row.
+        model: The model's alias.
+        results: The first rows of its `result` and of its `gold` query's, where they could be had.
+        database_field: The field that names its database.
+        gold_field: The field with its gold query.
+    """
     row = picked.row
     reasons = [as_name(reason) for reason in _reasons(picked.end, row)]
     sql = _text(row.get("sql"))
@@ -83,7 +93,7 @@ def make_excerpt(picked: Picked, model: str, *, database_field: str | None, gold
         "sample_id": _text(row.get("sample_id")),
         "classes": {key: as_name(row[key]) for key in CLASSES if row.get(key) is not None},
         "example": _example(row),
-        "detail": _detail(row, sql, gold_field),
+        "detail": _detail(row, sql, gold_field) | {"tables": results},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -111,8 +112,10 @@ def histogram(values: Sequence[float], bins: int = 20) -> list[dict[str, float]]
     """Return equal bins over [0, 1], widened to hold all values; the last bin holds its upper end too."""
     low = min([0.0, *values[:1]])
     high = max([1.0, *values[-1:]])
-    width = high / bins - low / bins
+    edges = [low + (high - low) * i / bins for i in range(bins + 1)]
+    if not math.isfinite(edges[-1] - edges[0]):
+        return []
     counts = [0] * bins
     for value in values:
-        counts[min(int((value - low) / width), bins - 1)] += 1
-    return [{"low": low + i * width, "high": low + (i + 1) * width, "count": n} for i, n in enumerate(counts)]
+        counts[min(bisect_right(edges, value) - 1, bins - 1)] += 1
+    return [{"low": edges[i], "high": edges[i + 1], "count": count} for i, count in enumerate(counts)]

@@ -20,6 +20,7 @@ from potstill.reports.excerpt import make_excerpt
 from potstill.reports.files import ModelFiles, read_json
 from potstill.reports.gates import evaluate_gates
 from potstill.reports.library import pack, read_libraries, read_licences
+from potstill.reports.results import find_results
 from potstill.reports.sample import pick_rows
 from potstill.rows import dumps, publish
 
@@ -119,11 +120,12 @@ def _sample(models: Sequence[ModelReports], config: Mapping[str, Any], size: int
         "database_field": execute.get("database_field", "db_id"),
         "gold_field": execute.get("gold_field", "gold_sql"),
     }
-    return [
-        make_excerpt(picked, model.alias, **fields)
-        for model in models
-        for picked in pick_rows(ModelFiles.of(model.folder), model.quality, size // len(models))
-    ]
+    rows = []
+    for model in models:
+        sample = pick_rows(ModelFiles.of(model.folder), model.quality, size // len(models))
+        results = find_results([picked.row for picked in sample], execute) if execute else {}
+        rows += [make_excerpt(picked, model.alias, results.get(i, {}), **fields) for i, picked in enumerate(sample)]
+    return rows
 
 
 def _json(value: Any) -> str:
@@ -349,9 +351,7 @@ def _summary(
     models: Sequence[ModelReports], groups: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what the page's script needs: the slider's counts and the charts."""
-    drawn: dict[str, charts.Spec | None] = {
-        group["key"]: charts.group_chart(group["title"], group["lines"]) for group in groups
-    }
+    drawn: dict[str, charts.Spec | None] = {group["key"]: charts.group_chart(group["lines"]) for group in groups}
     drawn["cost"] = charts.cost_chart({model.alias: model.cost for model in models})
     for number, model in enumerate(models):
         drawn[f"threshold:{number}"] = charts.threshold_chart(model.quality, _min_score(config))

@@ -7,7 +7,7 @@ rows (kept + rejected), `gold_match_rate` over those of them that have usable go
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from potstill.reports.agreement import Agreement
 from potstill.reports.files import ModelFiles, read_json
 from potstill.reports.numbers import Names, Numbers, histogram, ratio
 from potstill.rows import publish_json, read_rows
+from potstill.stages.filter import LOW_SCORE, REQUIREMENTS
 
-#: The check that a threshold on the score makes; the page's slider moves this one alone.
-SCORE_REASON = "low_score"
 #: The slider has a step for every distinct score up to this many, else equal steps.
 MAX_STEPS = 101
 
@@ -111,10 +110,26 @@ _ANSWER_COUNTS: dict[str, Callable[[Row], Any]] = {
 _FLAGS = ("empty_result", "truncated", "gold_unstable", "used_clock", "used_random")
 
 
+def score_reasons(require: Sequence[str]) -> frozenset[str]:
+    """Return the reasons that stand for a low score: itself, and its cause unless that is required anyway.
+
+    Args:
+        require: The config key `filter.require`.
+    """
+    reasons = {LOW_SCORE}
+    if not require:
+        reasons.add(REQUIREMENTS["exec_pass"])
+    if "gold_match" not in require:
+        reasons.add(REQUIREMENTS["gold_match"])
+    return frozenset(reasons)
+
+
 class _Quality:
     """One pass over a model's rows."""
 
-    def __init__(self, database_field: str | None, samples: int) -> None:
+    def __init__(self, database_field: str | None, samples: int, require: Sequence[str]) -> None:
+        self._score_reasons = score_reasons(require)
+        self.score_alone = 0
         self.all = Group()
         self.groups = {"by_database": Groups(database_field), "by_difficulty": Groups("difficulty")}
         self.checks = Checks()
@@ -140,7 +155,8 @@ class _Quality:
             self.flags[flag] += row.get(flag) is True
         if not kept:
             self.checks.add(row)
-        if not set(row.get("reject_reasons") or []) - {SCORE_REASON}:
+        if self._score_reasons.issuperset(row.get("reject_reasons") or []):
+            self.score_alone += not kept
             self.free_scores.add(row.get("score"))
         if self.agreement is not None:
             self.agreement.add(row)
@@ -164,6 +180,7 @@ class _Quality:
             "reject_reason_counts": self.checks.first.as_dict(),
             "reject_any_counts": self.checks.every.as_dict(),
             "reject_only_counts": self.checks.only.as_dict(),
+            "rejected_by_score_alone": self.score_alone,
             "error_class_counts": self.error_classes.as_dict(),
             "not_asked_reason_counts": self.not_asked_reasons.as_dict(),
             **{key: names.as_dict() for key, names in self.answer_names.items()},
@@ -195,6 +212,7 @@ def write_quality_report(
     summary: Path,
     samples: int = 1,
     database_field: str | None = "db_id",
+    require: Sequence[str] = (),
     gold_audit: Path | None = None,
 ) -> dict[str, Any]:
     """Write quality_report.json of one model and return it.
@@ -206,9 +224,10 @@ def write_quality_report(
         summary: prepared/summary.json.
         samples: How many answers were asked for each row.
         database_field: The field that names a row's database; None where there is none.
+        require: The config key `filter.require`.
         gold_audit: gold_audit.json, where gold was audited.
     """
-    quality = _Quality(database_field, samples)
+    quality = _Quality(database_field, samples, require)
     for kept, row in files.answered():
         quality.add_answer(kept, row)
     for count, path in (("failed", files.failed), ("not_asked", files.not_asked)):

@@ -19,6 +19,8 @@ from potstill.reports.numbers import Names, Numbers, as_number, ratio
 from potstill.reports.times import format_time, parse_time
 from potstill.rows import publish_json, read_rows
 
+#: A longer time without any request in flight is a pause of the run, and none of the teacher's time.
+PAUSE_S = 300
 #: Points of the curve over time on the page.
 SERIES_POINTS = 60
 
@@ -59,7 +61,7 @@ def _float(text: str | None) -> float | None:
         return None
 
 
-class _Busy(NamedTuple):
+class _Active(NamedTuple):
     seconds: float
     first: float | None
     last: float | None
@@ -90,14 +92,18 @@ class Teacher:
         """Return when each request was in flight, sorted by its start."""
         return sorted((end - latency, end) for end, latency in zip(self._ends, self._latencies, strict=True))
 
-    def busy(self) -> _Busy:
-        """Return for how long at least one request was in flight: pauses between two starts do not count."""
-        total, reach = 0.0, float("-inf")
+    def active(self) -> _Active:
+        """Return the time from the first request to the last answer, without the pauses in which nothing was asked."""
         intervals = self.intervals()
+        if not intervals:
+            return _Active(0.0, None, None)
+        first, reach = intervals[0][0], intervals[0][0]
+        total = 0.0
         for start, end in intervals:
-            total += max(0.0, end - max(start, reach))
+            gap = max(0.0, start - reach)
+            total += (gap if gap <= PAUSE_S else 0.0) + max(0.0, end - max(start, reach))
             reach = max(reach, end)
-        return _Busy(total, intervals[0][0] if intervals else None, max(self._ends, default=None))
+        return _Active(total, first, reach)
 
     def series(self) -> list[dict[str, float | None]]:
         """Return answers per second and latency over time, in equal steps from the first request to the last."""
@@ -123,7 +129,7 @@ def _point(start: float, step: float, latencies: Numbers) -> dict[str, float | N
 
 
 def write_timing_report(
-    output: Path, *, model: str, files: ModelFiles, benchmarks: Iterable[Path] = (), concurrency: int | None = None
+    output: Path, *, model: str, files: ModelFiles, benchmarks: Iterable[Path] = ()
 ) -> dict[str, Any]:
     """Write timing_report.json of one model and return it.
 
@@ -132,7 +138,6 @@ def write_timing_report(
         model: The model's alias.
         files: The model's merged files.
         benchmarks: Snakemake's benchmark files of this model's jobs and of the run's shared ones.
-        concurrency: The configured number of requests in flight per job, to compare with what was reached.
     """
     teacher, execution = Teacher(), Numbers()
     for row in read_rows(files.timings):
@@ -146,7 +151,6 @@ def write_timing_report(
         "overall_job_s": sum(stage["total"] for stage in stages.values()) if stages else None,
         "execution_s": execution.summary(),
         **_teacher_report(teacher, kept, tokens),
-        "concurrency_configured": concurrency,
     }
     publish_json(output, report)
     return report
@@ -162,20 +166,19 @@ def _count_kept_and_tokens(files: ModelFiles) -> tuple[int, int]:
 
 
 def _teacher_report(teacher: Teacher, kept: int, tokens: int) -> dict[str, Any]:
-    busy = teacher.busy()
+    active = teacher.active()
     answers = len(teacher.latency)
-    hours = busy.seconds / 3600
     return {
         "latency_s": teacher.latency.summary(),
         "attempts": teacher.attempts.summary(),
-        "teacher_first_request_at": format_time(busy.first),
-        "teacher_last_answer_at": format_time(busy.last),
-        "teacher_busy_s": busy.seconds,
+        "teacher_first_request_at": format_time(active.first),
+        "teacher_last_answer_at": format_time(active.last),
+        "teacher_active_s": active.seconds,
         "answers": answers,
-        "answers_per_s": ratio(answers, busy.seconds),
-        "completion_tokens_per_s": ratio(tokens, busy.seconds),
-        "requests_in_flight_mean": ratio(teacher.latency.total(), busy.seconds),
-        "kept_per_hour": ratio(kept, hours),
+        "answers_per_s": ratio(answers, active.seconds),
+        "completion_tokens_per_s": ratio(tokens, active.seconds),
+        "requests_in_flight_mean": ratio(teacher.latency.total(), active.seconds),
+        "kept_per_hour": ratio(kept, active.seconds / 3600),
         "endpoint_counts": teacher.endpoints.as_dict(),
         "served_model_counts": teacher.served_models.as_dict(),
         "series": teacher.series(),

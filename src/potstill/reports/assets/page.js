@@ -243,6 +243,16 @@
     return list;
   }
 
+  function resultTable(result) {
+    const body = element("tbody");
+    for (const cells of result.rows) {
+      body.append(element("tr", {}, ...cells.map((value) => element("td", { className: "isolate" }, ...textNodes(value)))));
+    }
+    const more = result.more_rows ? [element("p", { className: "soft small", textContent: `+ ${count(result.more_rows)} ${t("more rows")}` })] : [];
+    const empty = result.rows.length ? [] : [element("p", { className: "nochart", textContent: t("No row.") })];
+    return element("div", { className: "scroll" }, element("table", { className: "result" }, body), ...more, ...empty);
+  }
+
   function detailNodes(row) {
     const heading = (text) => element("h3", { textContent: t(text) });
     const d = row.detail;
@@ -258,6 +268,9 @@
     if (d.sql) nodes.push(heading("Extracted"), textBlock(d.sql));
     if (d.gold) nodes.push(heading("Gold"), textBlock(d.gold));
     if (d.result.length) nodes.push(heading("Result against gold"), facts(d.result));
+    for (const [kind, name] of [["result", "Result of the answer, first rows"], ["gold", "Result of gold, first rows"]]) {
+      if (d.tables[kind]) nodes.push(heading(name), resultTable(d.tables[kind]));
+    }
     if (d.facts.length) nodes.push(heading("How it was answered"), facts(d.facts));
     if (d.fields.length) nodes.push(heading("Fields of the input"), facts(d.fields));
     return nodes;
