@@ -24,10 +24,10 @@ rule generate_answers:
         "../../environment.yml"
     threads: 1
     resources:
+        **PLAN.server_resources(),
         mem_mb=300,
         # Requests in flight: `--resources requests_in_flight=120` limits the sum over parallel jobs.
         requests_in_flight=PLAN.config["generate"]["concurrency"],
-        **PLAN.server_resources(),
     params:
         settings=PLAN.settings("generate", without=PLAN.pace_keys),
         execute=PLAN.settings("execute") if PLAN.skips_bad_gold else "null",
