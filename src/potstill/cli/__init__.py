@@ -26,6 +26,9 @@ COMMANDS: dict[str, str] = {
     "clean": "extract the statement from each answer of a file",
     "execute": "run each statement of a file, read-only, and compare it with gold",
     "preview": "show rendered prompts and request bodies; nothing is sent",
+    "status": "show how far a run is, from its files alone",
+    "verify": "check a finished run's files against its manifests, and its labels by running the SQL again",
+    "compare": "compare two runs: config, and which rows moved between kept and rejected",
     "teacher": "serve recorded answers as an OpenAI-compatible server on loopback",
 }
 
