@@ -126,7 +126,8 @@ def _part_answer(row: Mapping[str, Any], messages: list[Row]) -> Row:
 
 
 def _missing(field: str, kind: str, input_format: str, row: Row) -> str:
-    return f"input.format {input_format}: `{field}` must be {kind}; the row has: {', '.join(sorted(row)[:12]) or 'nothing'}"
+    found = ", ".join(sorted(row)[:12]) or "nothing"
+    return f"input.format {input_format}: `{field}` must be {kind}; the row has: {found}"
 
 
 _CONVERTERS: dict[str, Callable[[Row], Row]] = {

@@ -30,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--field", action="append", dest="fields", help="a field to carry along; several times")
     parser.add_argument("--limit", action="append", metavar="GROUP=N", help="at most N rows per group; several times")
     parser.add_argument("--decontaminate", nargs="+", metavar="FILE", help="leave out rows that repeat these files")
+    parser.add_argument(
+        "--decontaminate-field",
+        action="append",
+        dest="text_fields",
+        metavar="FIELD",
+        help="a field of the rows to compare (such as question); default: the last user message; several times",
+    )
     parser.add_argument("--license", help="the licence of the dataset folder (--format huggingface)")
 
 
@@ -52,7 +59,7 @@ def make_settings(args: argparse.Namespace) -> dict[str, Any]:
         "reasoning": args.reasoning,
         "fields": args.fields or [],
         "limits": dict(_read_limit(text) for text in args.limit or []),
-        "decontaminate": {"files": args.decontaminate} if args.decontaminate else None,
+        "decontaminate": {"files": args.decontaminate, "fields": args.text_fields} if args.decontaminate else None,
         "huggingface": {"license": args.license},
     }
 

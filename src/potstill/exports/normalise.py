@@ -35,9 +35,9 @@ def iter_ngrams(words: list[str], length: int) -> Iterator[str]:
 def normalise_sql(statement: str, form: SqlForm, dialect: str = "sqlite") -> str | None:
     """Return a statement in one spelling, so that equal texts mean equal queries up to the form.
 
-    `ast` folds blanks, case of keywords and names, quotes, comments and the names of table aliases; `template`
-    masks the literals too (two questions that differ in a value only); `skeleton` masks tables and columns
-    as well (two queries of the same shape over different databases).
+    `ast` folds blanks, case of keywords and names, quotes, comments and table aliases; `template` masks the literals
+    too (two questions that differ in a value only); `skeleton` masks tables and columns as well (two queries of the
+    same shape over different databases).
 
     Args:
         statement: One SQL statement.
@@ -47,9 +47,15 @@ def normalise_sql(statement: str, form: SqlForm, dialect: str = "sqlite") -> str
     Returns:
         The normal form, or None where the text does not parse as one query.
     """
-    query = _parse(statement, dialect)
-    if query is None:
+    try:
+        query = _parse(statement, dialect)
+        return None if query is None else _write(query, form, dialect)
+    except RecursionError:
+        # Thousands of nested brackets: a teacher that repeats itself.
         return None
+
+
+def _write(query: exp.Query, form: SqlForm, dialect: str) -> str:
     _rename_aliases(query)
     return str(query.transform(_masker(form)).sql(dialect=dialect, comments=False, normalize_functions="upper"))
 
@@ -60,29 +66,43 @@ def _parse(statement: str, dialect: str) -> exp.Query | None:
 
     try:
         trees = sqlglot.parse(statement.strip().rstrip(";；"), read=dialect)
-    except (sqlglot.errors.SqlglotError, RecursionError):
+    except sqlglot.errors.SqlglotError:
         return None
     # Prose parses too ("Here is the query" is an alias), so the kind of the tree is looked at.
     return trees[0] if len(trees) == 1 and isinstance(trees[0], exp.Query) else None
 
 
 def _rename_aliases(query: exp.Query) -> None:
-    """Number the aliases of tables in the order of their first mention, and drop those that only repeat a name."""
+    """Give each source a number for its alias, in the order of first mention; one source alone needs no alias."""
     from sqlglot import exp
 
+    ctes = {cte.alias.lower() for cte in query.find_all(exp.CTE)}
     names: dict[str, str] = {}
-    for table in query.find_all(exp.Table, exp.Subquery, exp.CTE):
-        if table.alias:
-            names.setdefault(table.alias.lower(), f"t{len(names) + 1}")
-    for alias in query.find_all(exp.TableAlias):
-        if alias.name.lower() in names:
-            alias.set("this", exp.to_identifier(names[alias.name.lower()]))
-    for node in query.find_all(exp.Column, exp.Table):
-        key = "table" if isinstance(node, exp.Column) else "this"
-        name = node.text(key).lower()
+    for source in query.find_all(exp.Table, exp.Subquery, exp.CTE):
+        if source.alias_or_name:
+            names.setdefault(source.alias_or_name.lower(), f"t{len(names) + 1}")
+    for column in query.find_all(exp.Column):
+        number = names.get(column.table.lower())
+        if number is not None:
+            column.set("table", None if len(names) == 1 else exp.to_identifier(number))
+    for source in query.find_all(exp.Table, exp.Subquery, exp.CTE):
+        _rename_source(source, names, ctes)
+
+
+def _rename_source(source: exp.Expression, names: dict[str, str], ctes: set[str]) -> None:
+    from sqlglot import exp
+
+    old, name = source.alias_or_name.lower(), source.name.lower()
+    if isinstance(source, exp.Table) and name in ctes:
         # A CTE is mentioned as a table: its mention follows its new name.
-        if name in names:
-            node.set(key, exp.to_identifier(names[name]))
+        source.set("this", exp.to_identifier(names[name]))
+    alias = source.args.get("alias")
+    if old in names and alias is not None:
+        alias.set("this", exp.to_identifier(names[old]))
+        if len(names) == 1 and not isinstance(source, exp.CTE):
+            source.set("alias", None)
+    elif old in names and isinstance(source, exp.Table) and len(names) > 1 and name not in ctes:
+        source.set("alias", exp.TableAlias(this=exp.to_identifier(names[old])))
 
 
 def _masker(form: SqlForm) -> Any:
