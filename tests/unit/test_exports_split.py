@@ -123,11 +123,11 @@ def test_limits_balance_groups_and_choose_the_same_rows_in_any_order(tmp_path: P
     assert json.loads((tmp_path / "a/export/summary.json").read_text())["left_out"] == {"over_limit": 60}
 
 
-def test_the_ledger_sees_a_text_in_two_splits() -> None:
-    """One leak per text that changes its split; the same text twice in one split is none."""
+def test_the_ledger_sees_a_value_in_two_splits() -> None:
+    """One leak per value that changes its split; the same value twice in one split is none."""
     ledger = splits.SplitLedger(("prompt",))
-    for position, (text, split) in enumerate([("a", 0), ("b", 0), ("a", 0), ("b", 2), ("c", 1)]):
-        ledger.add("prompt", text, split, position)
+    for position, (value, split) in enumerate([(7, 0), (8, 0), (7, 0), (8, 2), (9, 1)]):
+        ledger.add("prompt", value, split, position)
     assert ledger.find_leaks("prompt") == [splits.Leak("prompt", 1, 3)]
 
 

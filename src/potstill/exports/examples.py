@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
+
 from potstill.errors import ConfigError, InputError
-from potstill.records import Row
+from potstill.records import Row, canonical_json
 
 Message = dict[str, Any]
 
@@ -212,4 +213,8 @@ def text_of(message: Message) -> str | None:
 
 def prompt_key(prompt: list[Message]) -> str:
     """Return the one text that stands for a prompt: equal texts, equal prompts."""
-    return json.dumps(prompt, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    try:
+        return orjson.dumps(prompt, option=orjson.OPT_SORT_KEYS).decode()
+    except TypeError:
+        # An integer beyond 64 bits in a tool call.
+        return canonical_json(prompt)

@@ -285,8 +285,7 @@ class Exporter:
         example = self._maker.make(row)
         assert example is not None
         self._counts.exported += 1
-        ledger.add("prompt", prompt_key(example.prompt), split, position)
-        ledger.add("group", self._group_key(row), split, position)
+        self._note(ledger, example, split, position)
         carried = carry_fields(row, self._settings)
         for name in self._tables:
             self._put(name, split, self._table_row(row, example), outputs)
@@ -296,6 +295,10 @@ class Exporter:
                 self._counts.not_held[name] += 1
             else:
                 self._put(name, split, {**shaped, **carried}, outputs)
+
+    def _note(self, ledger: splits.SplitLedger, example: Example, split: int, position: int) -> None:
+        ledger.add("prompt", splits.hash64(prompt_key(example.prompt)), split, position)
+        ledger.add("group", self._index.group[position], split, position)
 
     def _put(self, name: str, split: int, row: Row, outputs: Mapping[tuple[str, int], Any]) -> None:
         outputs[name, split].write(row)
@@ -324,8 +327,7 @@ class Exporter:
                 candidates = [self._read_candidate(position, streams) for position in positions]
                 for row, candidate in self._shape_preferences(name, candidates):
                     split = int(plan.split[candidate.position])
-                    ledger.add("prompt", prompt_key(candidate.example.prompt), split, candidate.position)
-                    ledger.add("group", self._group_key(candidate.row), split, candidate.position)
+                    self._note(ledger, candidate.example, split, candidate.position)
                     self._put(name, split, {**row, **carry_fields(candidate.row, self._settings)}, outputs)
 
     def _shape_preferences(self, name: str, candidates: list[Candidate]) -> Iterator[tuple[Row, Candidate]]:

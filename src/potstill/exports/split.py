@@ -163,32 +163,32 @@ class Leak(NamedTuple):
 class SplitLedger:
     """What was really written to each split, by prompt and group; says at the end whether anything leaked.
 
-    It is filled from the rows as they are written, not from the plan that placed them: a plan that is wrong shows here.
+    It is filled from the prompts as they are written, not from the plan that placed them: a wrong plan shows here.
     17 bytes a row and kind.
     """
 
     def __init__(self, kinds: Iterable[str]) -> None:
         self._columns = {kind: (array("Q"), array("B"), array("Q")) for kind in kinds}
 
-    def add(self, kind: str, text: str, split: int, position: int) -> None:
+    def add(self, kind: str, value: int, split: int, position: int) -> None:
         """Note one written row under what must not be in two splits: its prompt, its group.
 
         Args:
             kind: Which of the kinds.
-            text: The prompt, or the name of the group.
+            value: The hash of the prompt, or of the name of the group.
             split: The split it went to.
             position: The row's number, to find it again.
         """
         hashes, splits, positions = self._columns[kind]
-        hashes.append(hash64(text))
+        hashes.append(value)
         splits.append(split)
         positions.append(position)
 
     def find_leaks(self, kind: str) -> list[Leak]:
-        """Return one pair of rows for each text of a kind that stands in two splits or more."""
+        """Return one pair of rows for each value of a kind that stands in two splits or more."""
         hashes, splits, positions = (np.asarray(column) for column in self._columns[kind])
         order = np.lexsort((splits, hashes))
         hashes, splits, positions = hashes[order], splits[order], positions[order]
-        # Sorted by text and then split: a leak is where the text stays and the split changes.
+        # Sorted by value and then split: a leak is where the value stays and the split changes.
         at = np.flatnonzero((hashes[1:] == hashes[:-1]) & (splits[1:] != splits[:-1]))
         return [Leak(kind, int(positions[index]), int(positions[index + 1])) for index in at.tolist()]
