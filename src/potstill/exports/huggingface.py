@@ -20,6 +20,7 @@ _SIZES = (
     (10_000_000, "1M<n<10M"),
     (100_000_000, "10M<n<100M"),
 )
+_PUBLIC_HUB = "https://huggingface.co"
 _HUB_NAMES = {"train": "train", "valid": "validation", "test": "test"}
 
 
@@ -168,7 +169,7 @@ def push_folder(
         TryAgainError: If the hub cannot be reached or is out of order.
     """
     _check_folder(folder)
-    hub = _import_hub()
+    hub = _import_hub(endpoint or os.environ.get("HF_ENDPOINT") or _PUBLIC_HUB)
     api = hub.HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
@@ -182,10 +183,11 @@ def push_folder(
         )
     except hub.errors.HfHubHTTPError as error:
         raise _name_refusal(error, repo_id) from error
-    except (hub.errors.HFValidationError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"push: {error}") from error
-    except OSError as error:
-        raise TryAgainError(f"push: the hub cannot be reached ({type(error).__name__}: {error})") from error
+    except hub.errors.HfHubHTTPError.__bases__ as error:
+        # Its bases are OSError and the error of the HTTP library, which is another one in each age of the package.
+        raise TryAgainError(f"push: the hub cannot be reached: {type(error).__name__}: {error}") from error
     return str(commit.commit_url)
 
 
@@ -197,9 +199,12 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _import_hub() -> Any:
+def _import_hub(endpoint: str) -> Any:
     # It asks the network for nothing but what we tell it to: no usage reports, no notice of updates.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if endpoint.rstrip("/") != _PUBLIC_HUB:
+        # Only the public hub has a Xet store for sure; large files by Git LFS work with each.
+        os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     os.environ.setdefault("HF_HUB_DISABLE_UPDATE_CHECK", "1")
     try:
         import huggingface_hub
