@@ -37,6 +37,22 @@ def test_the_answer_is_the_generation_where_nothing_was_cleaned(tmp_path: Path) 
     assert _answer(tmp_path, row)["content"] == f"```sql\n{make_row(1)['sql']}\n```"
 
 
+def test_what_another_cleaner_took_out_is_the_answer(tmp_path: Path) -> None:
+    """Rows of another kind of cleaning teach `cleaned`, a JSON value as its text."""
+    row = make_row(1, cleaned={"b": [1, "é"], "a": None})
+    del row["sql"]
+    assert _answer(tmp_path, row)["content"] == '{"a":null,"b":[1,"é"]}'
+    assert _answer(tmp_path, {**row, "cleaned": "print(1)"})["content"] == "print(1)"
+
+
+def test_an_answer_that_rows_lack_is_named(tmp_path: Path) -> None:
+    """`answer: sql` over rows that were not cleaned says so and names the cure."""
+    row = make_row(1)
+    del row["sql"]
+    with pytest.raises(InputError, match=r"has no `sql` \(export.answer\): set export.answer: auto"):
+        _answer(tmp_path, row, answer="sql")
+
+
 def test_reasoning_goes_into_a_think_block_or_a_field(tmp_path: Path) -> None:
     """`think` puts it before the answer, `field` beside it, for either answer, and only once."""
     row = make_row(1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from potstill.errors import ConfigError, InputError
 from potstill.exports.layout import FORMATS, get_export_files
@@ -148,6 +149,36 @@ def test_a_dataset_folder_needs_a_licence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"export\.huggingface\.license is missing"):
         _export(tmp_path, huggingface={})
     assert not (tmp_path / "export").exists()
+
+
+def test_the_card_quotes_the_manifest(tmp_path: Path) -> None:
+    """The card has a YAML header with licence and files, and the counts, policy and hashes of the manifest, no path."""
+    kept = write(tmp_path / "merged.jsonl", [make_row(1)])
+    manifest = tmp_path / "manifest.json"
+    facts = {
+        "model": "teacher",
+        "run_id": "r-1",
+        "stages": {"prepared": {"count": 9}, "generated": {"count": 8}, "rejected": {"count": 2}},
+        "comparison_policy": {"row_order": "auto", "database_dir": "/home/somebody/databases"},
+        "sources": {"inputs": {"/home/somebody/rows.jsonl": "abc"}},
+        "code": {"potstill": "0.1.0"},
+    }
+    manifest.write_text(json.dumps(facts))
+    settings = {"formats": ["huggingface"], "huggingface": {"license": "mit", "pretty_name": "歌手 | x"}}
+    export_dataset([kept], [], tmp_path / "out", settings=settings, manifest=manifest)
+    card = (tmp_path / "out/huggingface/README.md").read_text(encoding="utf-8")
+    _, header, text = card.split("---\n", 2)
+    assert yaml.safe_load(header)["license"] == "mit"
+    assert yaml.safe_load(header)["pretty_name"] == "歌手 | x"
+    for line in (
+        "| rows prepared | 9 |",
+        "| rows rejected | 2 |",
+        "| comparison: row_order | auto |",
+        "| run_id | r-1 |",
+    ):
+        assert line in text
+    assert "| sha256 of inputs: rows.jsonl | abc |" in text
+    assert "somebody" not in card
 
 
 def test_other_ratios_leave_no_file_of_the_last_export(tmp_path: Path) -> None:

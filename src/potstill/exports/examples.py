@@ -32,7 +32,8 @@ class AnswerForm:
     """How the assistant's text is made from a row.
 
     Attributes:
-        answer: `sql`, `generation`, `template`, or `auto`: the SQL where the row was cleaned, else the generation.
+        answer: `sql`, `cleaned`, `generation`, `template`, or `auto`: what the cleaner took out (`sql`, else
+            `cleaned`), else the generation.
         template: The text of the Jinja template for `template`; it sees the row.
         reasoning: `none`, `think` (a block before the answer) or `field` (a key of the assistant's message).
         reasoning_field: The name of that key.
@@ -113,7 +114,12 @@ class ExampleMaker:
         return Example(prompt, answer)
 
     def _uses_generation(self, row: Row) -> bool:
-        return self._form.answer == "generation" or (self._form.answer == "auto" and "sql" not in row)
+        return self._source(row) == "generation"
+
+    def _source(self, row: Row) -> str:
+        if self._form.answer != "auto":
+            return self._form.answer
+        return next((name for name in ("sql", "cleaned") if name in row), "generation")
 
     def _answer_text(self, row: Row) -> str:
         if self._template is not None:
@@ -121,11 +127,14 @@ class ExampleMaker:
         if self._uses_generation(row):
             text = strip_reasoning(row.get("generation") or "", row.get("reasoning"))
             return clean_text(_prefill_of(row) + text)
-        if "sql" not in row:
+        name = self._source(row)
+        if name not in row:
             raise InputError(
-                f"row {row.get('sample_id', '?')} has no `sql`: the clean stage is off; set export.answer: generation"
+                f"row {row.get('sample_id', '?')} has no `{name}` (export.answer): set export.answer: auto, which "
+                "takes what the cleaner took out, or the generation where nothing was cleaned"
             )
-        return clean_text(row["sql"] or "")
+        value = row[name]
+        return clean_text(value if isinstance(value, str) else "" if value is None else canonical_json(value))
 
     def _render(self, row: Row) -> str:
         import jinja2

@@ -21,6 +21,8 @@ _SIZES = (
     (100_000_000, "10M<n<100M"),
 )
 _PUBLIC_HUB = "https://huggingface.co"
+#: The stages whose counts the card gives.
+_COUNTED = ("prepared", "merged", "kept", "rejected", "failed", "not_asked")
 _HUB_NAMES = {"train": "train", "valid": "validation", "test": "test"}
 
 
@@ -120,25 +122,38 @@ def _cell(value: Any) -> str:
 
 
 def _read_facts(manifest: Path | None) -> list[tuple[str, Any]]:
-    """Return the plain values of a manifest, nested ones by dotted names; lists and paths of files stay out."""
+    """Return what a reader of the dataset needs of a manifest: identity, counts, comparison, versions, hashes."""
     if manifest is None or not manifest.is_file():
         return []
     try:
         value = loads(manifest.read_bytes())
     except ValueError as error:
         raise InputError(f"{manifest}: not JSON: {error}") from error
-    return [(name, fact) for name, fact in _iter_facts(value) if "/" not in str(fact)][:200]
-
-
-def _iter_facts(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        return [] if value is None or isinstance(value, list) else [(prefix, value)]
+    stages = {name: stage["count"] for name, stage in value.get("stages", {}).items() if name in _COUNTED}
+    policy = {name: item for name, item in (value.get("comparison_policy") or {}).items() if _is_plain(item)}
+    # The name of a file, not where it lies: that is nobody's business.
+    sources = {
+        f"{kind}: {Path(name).name}": digest
+        for kind, files in value.get("sources", {}).items()
+        for name, digest in files.items()
+    }
+    code = {name: value.get("code", {}).get(name) for name in ("potstill", "package_sha256")}
     return [
-        fact
-        for name, item in sorted(value.items())
-        if "/" not in name
-        for fact in _iter_facts(item, f"{prefix}.{name}" if prefix else str(name))
+        *_facts("", {name: value.get(name) for name in ("model", "run_id", "config_sha256", "python")}),
+        *_facts("rows ", stages),
+        *_facts("comparison: ", policy),
+        *_facts("code: ", code),
+        *_facts("package ", value.get("packages", {})),
+        *_facts("sha256 of ", sources),
     ]
+
+
+def _facts(prefix: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(f"{prefix}{name}", value) for name, value in values.items() if value is not None]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and "/" not in value)
 
 
 def push_folder(

@@ -16,8 +16,8 @@ from potstill.exports.split import Hashes, hash64
 from potstill.records import Row
 from potstill.rows import loads, open_binary
 
-#: Classes of execution errors that say something about our limits, not about the statement.
-LIMIT_CLASSES = frozenset({"timeout", "row_limit", "too_big", "out_of_memory", "killed"})
+#: Classes of execution errors that say something about our limits or our files, not about the statement.
+OUR_CLASSES = frozenset({"timeout", "row_limit", "too_big", "out_of_memory", "killed", "no_such_database"})
 
 
 class Verdict(IntEnum):
@@ -44,7 +44,7 @@ def judge_row(row: Row, kept: bool) -> Verdict:
     """
     match, passed = row.get("gold_match"), row.get("exec_pass")
     if passed is False:
-        return Verdict.UNKNOWN if row.get("exec_error_class") in LIMIT_CLASSES else Verdict.ERROR
+        return Verdict.UNKNOWN if row.get("exec_error_class") in OUR_CLASSES else Verdict.ERROR
     if passed is not True:
         return Verdict.UNKNOWN
     if match is False:

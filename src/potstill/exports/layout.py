@@ -41,3 +41,10 @@ def get_export_files(settings: Mapping[str, Any]) -> list[str]:
 def get_split_names(settings: Mapping[str, Any]) -> list[str]:
     """Return the splits that an export with these settings writes: those with a ratio above 0."""
     return Ratios.from_settings(settings).names()
+
+
+def get_export_inputs(settings: Mapping[str, Any]) -> list[str]:
+    """Return the files of the user's that an export with these settings reads beside the rows, for a rule's inputs."""
+    template = settings.get("answer_template")
+    references = (settings.get("decontaminate") or {}).get("files") or []
+    return [*([template] if template else []), *references]
