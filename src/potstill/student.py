@@ -7,7 +7,7 @@ are null where they are not defined: fewer than two rows, or scores that are all
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,22 @@ def _ranks(values: Sequence[float]) -> list[float]:
             ranks[at] = (start + end + 1) / 2
         start = end
     return ranks
+
+
+def held_out(splits: Path, split: str = "test") -> Callable[[Row], str | None]:
+    """Return the function that says why a student is not asked about a row: only rows of the held-out split are.
+
+    Args:
+        splits: `export/splits.jsonl` of the teacher.
+        split: The split that the student answers.
+
+    Raises:
+        InputError: If no row is in that split.
+    """
+    chosen = {row["sample_id"] for row in read_rows(splits) if row["split"] == split and row["used"]}
+    if not chosen:
+        raise InputError(f"{splits}: no row is in the split {split!r}: give export.{split}_ratio a value above 0")
+    return lambda row: None if row["sample_id"] in chosen else "not_held_out"
 
 
 def read_scores(paths: Iterable[Path], field: str = "score") -> dict[str, float | None]:

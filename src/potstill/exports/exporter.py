@@ -27,7 +27,7 @@ from potstill.exports.formats import JSONL_SHAPES, carry_fields
 from potstill.exports.groups import KeyOf, make_key
 from potstill.exports.huggingface import Card, find_license, write_card
 from potstill.exports.index import Located, RowIndex, Verdict, iter_located, parse_line
-from potstill.exports.layout import EXPORT_SUMMARY, get_export_files, get_table_path
+from potstill.exports.layout import EXPORT_SPLITS, EXPORT_SUMMARY, get_export_files, get_table_path
 from potstill.exports.pairs import Candidate, group_by_prompt, make_pairs, to_dpo, to_kto
 from potstill.exports.ratios import SPLITS, Ratios
 from potstill.records import VOLATILE_FIELDS, Row
@@ -241,8 +241,13 @@ class Exporter:
         ledger = splits.SplitLedger(("prompt", "group"))
         with ExitStack() as stack:
             outputs = self._open_outputs(stack)
-            for position, row in self._iter_used(plan):
-                self._write_row(row, position, int(plan.split[position]), outputs, ledger)
+            places = stack.enter_context(publish(self._output_dir / EXPORT_SPLITS))
+            for position, row in self._iter_rows():
+                split, used = int(plan.split[position]), bool(plan.used[position])
+                kept = bool(self._index.kept[position])
+                places.write(_describe_place(row, split, kept=kept, used=used))
+                if used and kept:
+                    self._write_row(row, position, split, outputs, ledger)
             for name in self._preferences:
                 self._write_preferences(name, plan, outputs, ledger)
             self._check_leaks(ledger, plan)
@@ -264,14 +269,11 @@ class Exporter:
                 )
         return outputs
 
-    def _iter_used(self, plan: Plan) -> Iterator[tuple[int, Row]]:
+    def _iter_rows(self) -> Iterator[tuple[int, Row]]:
         position = 0
-        for path, kept in self._index.files:
-            if not kept:
-                break
+        for path, _ in self._index.files:
             for located in iter_located(path):
-                if plan.used[position]:
-                    yield position, located.row
+                yield position, located.row
                 position += 1
 
     def _write_row(
@@ -433,3 +435,13 @@ class Exporter:
     def _rows_in(self, plan: Plan, name: str) -> int:
         kept = self._index.flags("kept").astype(np.bool_)
         return int(((plan.split == SPLITS.index(name)) & plan.used & kept).sum())
+
+
+def _describe_place(row: Row, split: int, *, kept: bool, used: bool) -> Row:
+    return {
+        "sample_id": row["sample_id"],
+        "sample_index": row.get("sample_index", 0),
+        "split": SPLITS[split],
+        "kept": kept,
+        "used": used,
+    }

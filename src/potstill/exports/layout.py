@@ -8,6 +8,8 @@ from typing import Any
 from potstill.exports.ratios import Ratios
 
 EXPORT_SUMMARY = "summary.json"
+#: Where each row went, exported or not: a line per row of the merged and the rejected files.
+EXPORT_SPLITS = "splits.jsonl"
 FORMATS = ("messages", "sharegpt", "alpaca", "mlx", "parquet", "dpo", "kto", "huggingface")
 
 
@@ -35,7 +37,7 @@ def get_export_files(settings: Mapping[str, Any]) -> list[str]:
         files.append("huggingface/README.md")
     if settings.get("decontaminate") is not None:
         files += ["decontamination.json", "decontamination.jsonl"]
-    return [*files, EXPORT_SUMMARY]
+    return [*files, EXPORT_SPLITS, EXPORT_SUMMARY]
 
 
 def get_split_names(settings: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,8 @@ class Rubric:
         self.compare_field: str | None = settings.get("compare_field")
         built_in = _FOLDER / ("rubric.jinja" if self.compare_field is None else "compare.jinja")
         self._prompt = Prompt(Path(settings.get("template") or built_in), settings.get("system"))
-        self.low, self.high = settings.get("scale") or (0, 10)
+        scale: list[float] = settings.get("scale") or [0, 10]
+        self.low, self.high = scale
         self._passing_only = settings.get("rows", "passing") == "passing"
         self._examples = ExampleMaker(AnswerForm())
 
