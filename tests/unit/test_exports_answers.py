@@ -152,3 +152,27 @@ def test_alpaca_holds_a_conversation_of_several_turns(tmp_path: Path) -> None:
     assert read(tmp_path / "out/alpaca/train.jsonl") == [
         {"instruction": "two", "input": "", "output": "2", "system": "s", "history": [["one", "1"]]}
     ]
+
+
+def test_fields_go_along_and_never_replace_the_formats_own(tmp_path: Path) -> None:
+    """A carried field that the format needs itself stays the format's; the score takes the name asked for."""
+    row = make_row(1, output="mine", extra=None)
+    kept = write(tmp_path / "merged.jsonl", [row])
+    settings = {
+        "formats": ["alpaca"],
+        "train_ratio": 1.0,
+        "fields": ["output", "score", "extra", "absent"],
+        "score_name": "teacher_score",
+    }
+    export_dataset([kept], [], tmp_path / "out", settings=settings)
+    (line,) = read(tmp_path / "out/alpaca/train.jsonl")
+    assert line["output"] == row["sql"]
+    assert (line["teacher_score"], line["extra"], line["absent"]) == (1.0, None, None)
+
+
+def test_a_field_with_the_name_of_the_score_is_not_lost(tmp_path: Path) -> None:
+    """Two columns of one name are an error, not a silent choice."""
+    kept = write(tmp_path / "merged.jsonl", [make_row(1, teacher_score=7)])
+    settings = {"formats": ["parquet"], "train_ratio": 1.0, "score_name": "teacher_score"}
+    with pytest.raises(InputError, match=r"has a field 'teacher_score' of its own: set export.score_name: score"):
+        export_dataset([kept], [], tmp_path / "out", settings=settings)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.errors import ConfigError, InputError
@@ -205,3 +206,36 @@ def test_statements_that_differ_in_a_form(left: str, right: str, form: Any) -> N
 def test_what_is_no_single_query_has_no_normal_form(text: str) -> None:
     """Prose, other kinds of statements and several statements give None."""
     assert normalise_sql(text, "ast") is None
+
+
+_ROW = st.tuples(st.integers(0, 9), st.integers(0, 4), st.integers(0, 3), st.booleans(), st.booleans())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(_ROW, max_size=30), st.sampled_from(["prompt", "field:db_id", "sql_template"]))
+def test_nothing_leaks_whatever_the_rows(rows: list[tuple[int, int, int, bool, bool]], split_by: str) -> None:
+    """Over random rows, prompts, databases, statements and verdicts, no prompt of any format is in two splits."""
+    made = [
+        (make_row if good else make_wrong)(
+            prompt, db_id=f"d{database}", sample_index=at, gold_sql=None, sql=f"SELECT c{sql}"
+        )
+        for at, (prompt, database, sql, good, _) in enumerate(rows)
+    ]
+    formats = ["messages", "dpo", "kto"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        kept = write(folder / "m.jsonl", [row for row, spec in zip(made, rows, strict=True) if spec[3] and spec[4]])
+        bad = write(
+            folder / "r.jsonl", [row for row, spec in zip(made, rows, strict=True) if not (spec[3] and spec[4])]
+        )
+        export_dataset([kept], [bad], folder / "o", settings={**HALVES, "formats": formats, "split_by": split_by})
+        found: dict[str, set[str]] = {}
+        for split in ("train", "valid", "test"):
+            for kind in formats:
+                for row in read(folder / f"o/{kind}/{split}.jsonl"):
+                    messages = row["prompt"] if "prompt" in row else row["messages"][:-1]
+                    found.setdefault(json.dumps(messages), set()).add(split)
+        assert all(len(splits) == 1 for splits in found.values())
+        assert sum(len(read(folder / f"o/messages/{split}.jsonl")) for split in ("train", "valid", "test")) == len(
+            read(kept)
+        )

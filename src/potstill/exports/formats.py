@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from potstill.exports.examples import Example, Message, text_of
 from potstill.records import Row
@@ -73,14 +72,3 @@ JSONL_SHAPES: dict[str, Shape] = {
     "alpaca": to_alpaca,
     "mlx": to_messages,
 }
-
-
-def carry_fields(row: Row, settings: Mapping[str, Any]) -> Row:
-    """Return the fields that go along with each exported row (`export.fields`), null where a row has none.
-
-    `score` is renamed to `export.score_name`.
-    """
-    from potstill.exports.examples import clean_values
-
-    renamed = {"score": settings.get("score_name", "score")}
-    return {renamed.get(name, name): clean_values(row.get(name)) for name in settings.get("fields") or ()}

@@ -19,6 +19,9 @@ from potstill.rows import loads, open_binary
 #: Classes of execution errors that say something about our limits or our files, not about the statement.
 OUR_CLASSES = frozenset({"timeout", "row_limit", "too_big", "out_of_memory", "killed", "no_such_database"})
 
+#: The split of a row that names none itself.
+NO_SPLIT = 255
+
 
 class Verdict(IntEnum):
     """What the verifier said about a row, as far as preference data may use it."""
@@ -107,9 +110,13 @@ class RowIndex:
     def __len__(self) -> int:
         return len(self.offset)
 
-    def add_identity(self, located: Located, file_number: int, kept: bool) -> None:
-        """Note where a row is, which sample it answers, and what the verifier said."""
-        row = located.row
+    def add_identity(self, located: Located, file_number: int) -> None:
+        """Note where a row is, which sample it answers, and what the verifier said.
+
+        Raises:
+            InputError: If the row has no `sample_id`.
+        """
+        row, kept = located.row, self.files[file_number][1]
         sample_id, sample_index = row.get("sample_id"), row.get("sample_index", 0)
         if not isinstance(sample_id, str):
             raise InputError(f"{self.files[file_number][0]}: byte {located.offset}: a row without `sample_id`")

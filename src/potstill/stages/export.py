@@ -36,4 +36,4 @@ def export_dataset(
     """
     from potstill.exports.exporter import Exporter
 
-    return Exporter(kept, rejected, output_dir, settings, manifest).run()
+    return Exporter(settings, output_dir).run(kept, rejected, manifest)
