@@ -68,6 +68,8 @@ class Reader:
             ConfigError: If a reference file cannot be read.
         """
         reading = Reading(RowIndex(files, limits=[array("Q") for _ in self._limit_keys]))
+        # A table without rows has its conversations too: a loader refuses one without columns.
+        reading.columns.see({"messages": [{"role": "", "content": ""}]})
         settings = self._settings.get("decontaminate")
         if settings is None:
             self._read_files(reading, None)
