@@ -9,6 +9,7 @@ checksums, fsync, ordered output.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import resource
 import statistics
@@ -29,7 +30,7 @@ def write_rows(path: Path, rows: int, prompt_bytes: int) -> None:
     with path.open("w") as stream:
         for number in range(rows):
             text = f"row {number} " + "x" * prompt_bytes
-            stream.write(json.dumps({"sample_id": f"{number:064x}", "messages": [{"role": "user", "content": text}]}) + "\n")
+            stream.write(json.dumps({"sample_id": hashlib.sha256(b"%d" % number).hexdigest(), "messages": [{"role": "user", "content": text}]}) + "\n")
 
 
 def bare(source: Path, target: Path, url: str, concurrency: int) -> None:

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 from potstill.answers.key import PREFIX_BYTES
 from potstill.errors import StoreError
-from potstill.rows import disk_errors, dumps, fsync_folder, loads
+from potstill.generate.wire_json import loads
+from potstill.rows import disk_errors, dumps, fsync_folder
 
 #: A journal beyond this size is left as it is, and another one begun.
 FULL_BYTES = 1 << 28
@@ -109,14 +110,14 @@ class Journal:
             TryAgainError: When the disk is full; what was written of the line is taken back.
         """
         place = Place(prefix, self.size, len(line))
-        with disk_errors(self.path):
-            try:
-                written = os.write(self._descriptor, line)
-                while written < len(line):
-                    written += os.write(self._descriptor, line[written:])
-            except OSError:
+        try:
+            written = os.write(self._descriptor, line)
+            while written < len(line):
+                written += os.write(self._descriptor, line[written:])
+        except OSError as error:
+            with disk_errors(self.path):
                 os.ftruncate(self._descriptor, self.size)
-                raise
+                raise error
         self.size += len(line)
         self._hints += _hint(place)
         return place

@@ -20,6 +20,7 @@ from yarl import URL
 
 from potstill.config.model import Address, Model
 from potstill.errors import ConfigError
+from potstill.generate.deadlines import Deadlines
 from potstill.generate.faults import Fault, from_exception, from_status
 from potstill.generate.reply import Reply, read_reply
 from potstill.generate.stream import read_stream
@@ -68,6 +69,7 @@ class Client:
         self._models_url = URL(address.models_url).update_query(model.query)
         self._proxy = model.proxy or _proxy_of_environment(self._url)
         self._may_send = may_send
+        self._deadlines = Deadlines()
         self._session: aiohttp.ClientSession | None = None
         self._headers: CIMultiDict[str] = CIMultiDict()
         self._key: str | None = None
@@ -91,6 +93,7 @@ class Client:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._deadlines.close()
         if self._session is not None:
             await self._session.close()
 
@@ -117,8 +120,7 @@ class Client:
             HeldBackError: If sending was forbidden before the request left.
         """
         try:
-            async with asyncio.timeout(seconds):
-                return await self._exchange(body, wanted)
+            return await self._deadlines.within(seconds, self._exchange(body, wanted))
         except (aiohttp.ClientError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             return from_exception(error)
         except ValueError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill.generate.faults import Fault, from_error_body, raw_text
-from potstill.rows import loads
+from potstill.generate.wire_json import loads
 
 #: Finish reasons by which servers say that their filter held an answer back.
 _FILTERED = frozenset({"content_filter", "refusal", "safety", "SAFETY", "sensitive"})
@@ -160,6 +160,8 @@ def inline_reasoning(content: str) -> str | None:
     'two tables'
     >>> inline_reasoning("SELECT '<think>'")
     """
+    if "</" not in content and "<|" not in content and "<" not in content[:40] and "THINK]" not in content:
+        return None  # by far the most answers; the patterns below cost more
     harmony = _HARMONY.match(content)
     if harmony:
         return harmony.group(1).strip() or None

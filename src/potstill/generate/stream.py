@@ -10,7 +10,7 @@ import aiohttp
 
 from potstill.generate.faults import Fault, from_error_body, raw_text
 from potstill.generate.reply import Reply, read_document
-from potstill.rows import loads
+from potstill.generate.wire_json import loads
 
 #: A line longer than this is no event.
 _MAX_LINE = 64 << 20
