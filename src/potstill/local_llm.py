@@ -72,6 +72,11 @@ def _join(parts: Sequence[Path], file: IO[bytes]) -> None:
     file.flush()
 
 
+def _default_threads() -> int:
+    """Half of the cores: the threads wait for each other, so that one busy core stops all of them."""
+    return max(1, min(4, (os.cpu_count() or 1) // 2))
+
+
 def serve(port: int, threads: int, context: int) -> None:
     """Serve until SIGTERM or SIGINT; the base URL is printed when the model is loaded.
 
@@ -91,6 +96,8 @@ def serve(port: int, threads: int, context: int) -> None:
         params.n_ctx = context
         params.n_parallel = 1
         params.cpuparams.n_threads = threads
+        # Without the whole window, this model's cache cannot go back to the examples that all prompts share.
+        params.swa_full = True
         params.use_jinja = True
         params.chat_template = _PLAIN_TEMPLATE
         try:
@@ -105,7 +112,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Read the flags and serve."""
     parser = argparse.ArgumentParser(prog="python -m potstill.local_llm", description="A small language model, served.")
     parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1; 0 takes a free one")
-    parser.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1), help="threads of the model")
+    parser.add_argument("--threads", type=int, default=_default_threads(), help="threads of the model")
     parser.add_argument("--context", type=int, default=2048, help="longest prompt and answer together, in tokens")
     args = parser.parse_args(words)
     try:

@@ -66,6 +66,7 @@ class ServerSpec:
     ready_url: str
     startup_timeout_s: float
     log: str
+    resources: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -81,7 +82,8 @@ def running_server(server: Mapping[str, Any], *, base_url: str | None = None) ->
     an outage goes on by itself.
 
     Args:
-        server: The `server:` block of a model file: `command`, and `port`, `ready_url`, `startup_timeout_s`, `log`.
+        server: The `server:` block of a model file: `command`, and `port`, `ready_url`, `startup_timeout_s`, `log`,
+            `resources`: an idle server makes room for one that needs a resource that it holds.
         base_url: The model's base URL, `{port}` in it is filled; by default `http://127.0.0.1:{port}/v1`.
 
     Yields:
@@ -129,6 +131,7 @@ def plan_server(server: Mapping[str, Any], base_url: str | None) -> ServerSpec:
         ready_url=ready_url,
         startup_timeout_s=float(server.get("startup_timeout_s") or 300),
         log=str(Path(log).absolute() if log else folder / "server.log"),
+        resources=tuple(sorted(name for name, amount in (server.get("resources") or {}).items() if amount)),
     )
 
 
@@ -229,7 +232,7 @@ def _ensure_ready(spec: ServerSpec) -> str:
 def _look_or_start(spec: ServerSpec, stale: object) -> tuple[dict[str, Any], bool]:
     """Return what the supervisor says and whether it lives; start one when there is none and none has failed for us."""
     with locked(spec.path / "start", fcntl.LOCK_EX):
-        alive = _is_alive(spec.path)
+        alive = is_alive(spec.path)
         state = read_state(spec.path)
         failed_for_us = state.get("phase") == "failed" and state.get("id") != stale
         if not alive and not failed_for_us:
@@ -238,7 +241,7 @@ def _look_or_start(spec: ServerSpec, stale: object) -> tuple[dict[str, Any], boo
         return state, alive
 
 
-def _is_alive(folder: Path) -> bool:
+def is_alive(folder: Path) -> bool:
     """Whether a supervisor or its guard lives; the caller holds `start`, so that nobody is just starting one."""
     with (folder / "alive").open("ab") as file:
         return not try_lock(file, fcntl.LOCK_SH)
@@ -277,7 +280,7 @@ def _watch(spec: ServerSpec, url: str, over: threading.Event) -> None:
     restarts = 0
     while not over.wait(_WATCH_S):
         with locked(spec.path / "start", fcntl.LOCK_EX):
-            if _is_alive(spec.path):
+            if is_alive(spec.path):
                 continue
         if restarts == _MAX_RESTARTS:
             _log.error("the server died %d times; it is not started again; its log: %s", restarts + 1, spec.log)

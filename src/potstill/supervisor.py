@@ -19,6 +19,7 @@ import http.client
 import json
 import os
 import random
+import re
 import select
 import signal
 import socket
@@ -31,7 +32,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from potstill.processes import find_children, identify
-from potstill.servers import ServerSpec, read_state, tail_of, try_lock
+from potstill.servers import ServerSpec, is_alive, locked, read_state, tail_of, try_lock
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -207,7 +208,8 @@ class Supervisor:
     def run(self) -> None:
         """Do the whole life of one server."""
         preferred = self._spec.port or read_state(self._spec.path).get("port")
-        self._say("starting")
+        self._say("starting", resources=self._spec.resources)
+        self._claim_resources()
         for _ in range(_MAX_PORTS_TRIED):
             port = self._choose_port(preferred)
             if port is None:
@@ -220,6 +222,34 @@ class Supervisor:
             self._report_end(outcome, guard)
             return
         self._fail(f"no free port found in {_MAX_PORTS_TRIED} tries", again=True)
+
+    def _claim_resources(self) -> None:
+        """Send away idle servers that hold what this one needs (a GPU), and wait until they are gone."""
+        wanted = self._wanted()
+        for path in wanted:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        deadline = time.monotonic() + _GRACE_S + 5
+        while wanted and any(map(self._stands_in_the_way, self._spec.path.parent.iterdir())):
+            if self._told_to_stop or time.monotonic() > deadline:
+                return
+            time.sleep(_POLL_S)
+
+    def _wanted(self) -> list[Path]:
+        """The files whose time says when somebody last needed our resources for a server."""
+        folder = self._spec.path.parent / "wanted"
+        return [folder / re.sub(r"\W", "_", name) for name in self._spec.resources]
+
+    def _stands_in_the_way(self, folder: Path) -> bool:
+        """Whether the server of another runtime folder holds our resources without a job that uses it."""
+        state = read_state(folder)
+        if folder == self._spec.path or not set(state.get("resources") or ()) & set(self._spec.resources):
+            return False
+        with locked(folder / "start", fcntl.LOCK_EX):
+            if not is_alive(folder):
+                return False
+        with (folder / "lease").open("ab") as lease:
+            return state.get("phase") == "stopping" or try_lock(lease, fcntl.LOCK_EX)
 
     def _choose_port(self, preferred: int | None) -> int | None:
         """Return a port that is free now; None, with the failure told, when a fixed one is not."""
@@ -260,9 +290,11 @@ class Supervisor:
             return outcome
         self._linger_s = min(max(time.monotonic() - began, _LINGER_S[0]), _LINGER_S[1])
         self._idle_since = None
-        self._say("ready", port=port, base_url=self._spec.base_url.replace("{port}", str(port)))
+        url = self._spec.base_url.replace("{port}", str(port))
+        self._say("ready", port=port, base_url=url, resources=self._spec.resources)
         while guard.is_running():
             if not self._is_needed():
+                self._say("stopping", resources=self._spec.resources)
                 return _Outcome("unneeded")
             time.sleep(_POLL_S)
         return _Outcome("ended")
@@ -290,12 +322,17 @@ class Supervisor:
         if not try_lock(self._lease, fcntl.LOCK_EX):
             self._idle_since = None
             return True
-        now = time.monotonic()
+        now = time.time()
         self._idle_since = self._idle_since or now
-        if now - self._idle_since < self._linger_s and self._has_controller():
+        if now - self._idle_since < self._linger_s and self._has_controller() and not self._is_in_the_way():
             fcntl.flock(self._lease, fcntl.LOCK_UN)
             return True
         return False
+
+    def _is_in_the_way(self) -> bool:
+        """Whether another server has asked for our resources since no job needs this one."""
+        marks = [path.stat().st_mtime for path in self._wanted() if path.exists()]
+        return any(mark >= (self._idle_since or 0) for mark in marks)
 
     def _has_controller(self) -> bool:
         """Whether a Snakemake lives whose jobs came by; the dead ones are forgotten."""
@@ -368,7 +405,8 @@ def _ask(url: str) -> tuple[bool, str]:
 
 def main() -> int:
     """Take the lock, leave the job that started us, and supervise."""
-    spec = ServerSpec(**json.load(sys.stdin))
+    plan = json.load(sys.stdin)
+    spec = ServerSpec(**plan | {"resources": tuple(plan["resources"])})
     alive = (spec.path / "alive").open("ab")
     if not try_lock(alive, fcntl.LOCK_EX):
         return 0

@@ -59,12 +59,22 @@ def processes_with(word: str) -> dict[int, str]:
     return found
 
 
+def answers(url: str) -> bool:
+    """Whether a server answers at a base URL."""
+    try:
+        with urllib.request.urlopen(url.removesuffix("v1")) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 class Place:
     """A temporary folder of its own for servers, jobs that use it, and the processes of both."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.starts = folder / "starts"
+        self.url = ""
         self._started: list[subprocess.Popen[str]] = []
         self._env = os.environ | {"TMPDIR": str(folder / "tmp")}
         (folder / "tmp").mkdir()
@@ -91,7 +101,8 @@ class Place:
         self._started.append(job)
         if wait:
             assert job.stdout
-            assert job.stdout.readline().startswith("http://")
+            self.url = job.stdout.readline().strip()
+            assert self.url.startswith("http://")
         return job
 
     def servers(self) -> set[int]:
@@ -186,11 +197,9 @@ def test_server_ends_with_a_killed_supervisor_and_comes_back_for_the_job(place: 
     job = place.job(place.block())
     (old,) = place.servers()
     (supervisor,) = place.supervisors()
-    port = processes_with("http.server")[old].split("http.server ")[1].split()[0]
     os.kill(supervisor, signal.SIGKILL)
-    assert eventually(lambda: place.servers() and old not in place.servers())
-    (new,) = place.servers()
-    assert f"http.server {port} " in processes_with("http.server")[new]
+    assert eventually(lambda: old not in place.servers())
+    assert eventually(lambda: answers(place.url))
     job.communicate("")
     assert eventually(lambda: not place.servers())
 
@@ -211,7 +220,8 @@ def test_killed_guard_and_server_come_back_for_the_job(place: Place) -> None:
     place.job(place.block())
     (old,) = place.servers()
     os.kill(old, signal.SIGKILL)
-    assert eventually(lambda: place.servers() and old not in place.servers())
+    assert eventually(lambda: old not in place.servers())
+    assert eventually(lambda: answers(place.url))
 
 
 def test_children_in_other_sessions_end_too(place: Place) -> None:
@@ -244,6 +254,29 @@ def test_linger_serves_the_next_job_and_ends_with_the_controller(place: Place) -
     assert place.servers()
     controller.kill()
     assert eventually(lambda: not place.servers() and not place.supervisors())
+
+
+def test_an_idle_server_makes_room_for_one_that_needs_its_resource(place: Place) -> None:
+    """A server that waits for the next job gives up its GPU at once, and the other starts only when it is gone."""
+    gpu = {"resources": {"gpu": 1}}
+    controller = place.controller(place.block(**gpu))
+    controller.stdin.write("\n")  # type: ignore[union-attr]
+    controller.stdin.flush()  # type: ignore[union-attr]
+    assert controller.stdout
+    assert controller.stdout.readline().startswith("http://")
+    (idle,) = place.servers()
+    place.job(place.block(before=f"kill -0 {idle} && exit 9;", **gpu))
+    assert idle not in place.servers()
+    place.job(place.block(before="true;", resources={"disk": 1}))
+    assert len(place.servers()) == 2
+
+
+def test_a_busy_server_keeps_its_resource(place: Place) -> None:
+    """Where jobs use a server, one with the same resource starts beside it: the scheduler has counted both."""
+    gpu = {"resources": {"gpu": 1}}
+    place.job(place.block(**gpu))
+    place.job(place.block(before="true;", **gpu))
+    assert len(place.servers()) == 2
 
 
 def test_a_server_that_dies_at_start_is_a_config_error_with_its_log(own_tmp: Path) -> None:
