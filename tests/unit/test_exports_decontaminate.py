@@ -74,6 +74,15 @@ def test_equal_sql_is_found_by_its_tree(tmp_path: Path) -> None:
     assert report["by_method"] == {"sql": 1}
 
 
+def test_a_statement_that_does_not_parse_is_compared_by_its_words(tmp_path: Path) -> None:
+    """What the parser does not know still counts as a repeat when it is the same text."""
+    path = tmp_path / "dev.sql"
+    path.write_text("SELECT a FROM t WHERE ((( b = 1\n")
+    row = make_row(1, gold_sql=None, sql="select a from t where ((( b=1")
+    _, hits, _ = _export(tmp_path, [row, make_row(2)], files=[str(path)], methods=["sql"])
+    assert [hit["sample_id"] for hit in hits] == [row["sample_id"]]
+
+
 def test_a_report_alone_drops_nothing(tmp_path: Path) -> None:
     """`action: report` writes the same hits and keeps the rows."""
     reference = write(tmp_path / "dev.jsonl", [{"question": make_row(1)["question"]}])

@@ -115,14 +115,16 @@ class ReferenceIndex:
         """Index one reference; true if it is a statement."""
         number = len(self.references)
         self.references.append(reference)
-        normal = normalise_sql(reference.text, "ast", self.dialect) if _STATEMENT.match(reference.text) else None
+        is_asked = "sql" in self.methods and _STATEMENT.match(reference.text)
+        normal = normalise_sql(reference.text, "ast", self.dialect) if is_asked else None
         if normal is not None:
             self._sql.setdefault(hash64(normal), number)
             return True
         words = split_words(reference.text)
         if words:
             self._exact.setdefault(hash64(" ".join(words)), number)
-        grams = {hash64(gram) for gram in iter_ngrams(words, self._length)}
+        # Python's own hash, which changes with each process, will do for what never leaves this one.
+        grams = {hash(gram) for gram in iter_ngrams(words, self._length)} if "ngram" in self.methods else set()
         self._sizes[number] = len(grams)
         for gram in grams:
             self._ngrams[gram].append(number)
@@ -140,11 +142,17 @@ class ReferenceIndex:
 
     def _find_sql(self, row: Row, sql_fields: list[str]) -> Hit | None:
         for statement in (row.get(name) for name in sql_fields):
-            normal = normalise_sql(statement, "ast", self.dialect) if isinstance(statement, str) and statement else None
-            number = self._sql.get(hash64(normal)) if normal is not None else None
+            number = self._find_statement(statement) if isinstance(statement, str) and statement.strip() else None
             if number is not None:
                 return Hit("sql", self.references[number], 1.0, str(statement))
         return None
+
+    def _find_statement(self, statement: str) -> int | None:
+        normal = normalise_sql(statement, "ast", self.dialect)
+        if normal is not None:
+            return self._sql.get(hash64(normal))
+        # What the parser does not know, in the reference as in the row, is compared word by word.
+        return self._exact.get(hash64(" ".join(split_words(statement))))
 
     def _find_text(self, method: str, row: Row) -> Hit | None:
         for text in self._texts_of_row(row):
@@ -160,7 +168,7 @@ class ReferenceIndex:
 
     def _find_ngrams(self, words: list[str], text: str) -> Hit | None:
         shared: Counter[int] = Counter()
-        for gram in {hash64(gram) for gram in iter_ngrams(words, self._length)}:
+        for gram in {hash(gram) for gram in iter_ngrams(words, self._length)}:
             shared.update(self._ngrams.get(gram, ()))
         # The largest share, and among equals the first reference: the report is the same on each run.
         best = min(((-count / self._sizes[number], number) for number, count in shared.items()), default=None)

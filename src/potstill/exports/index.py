@@ -43,14 +43,15 @@ def judge_row(row: Row, kept: bool) -> Verdict:
     """Return the verifier's word on a row.
 
     Good is a kept row that matches gold, or one that executes where there is no usable gold. Wrong executes and does
-    not match. An error is a statement that fails by its own fault: one that ran into our limits proves nothing.
+    not match, on the database or on a changed copy of it. An error is a statement that fails by its own fault: one that
+    ran into our limits proves nothing.
     """
     match, passed = row.get("gold_match"), row.get("exec_pass")
     if passed is False:
         return Verdict.UNKNOWN if row.get("exec_error_class") in OUR_CLASSES else Verdict.ERROR
     if passed is not True:
         return Verdict.UNKNOWN
-    if match is False:
+    if match is False or row.get("variant_match") is False:
         return Verdict.WRONG
     return Verdict.GOOD if kept else Verdict.UNKNOWN
 

@@ -19,8 +19,6 @@ from potstill.exports.index import Verdict
 from potstill.exports.normalise import split_words
 from potstill.records import Row
 
-_REASONS = {Verdict.WRONG: "wrong_result", Verdict.ERROR: "error"}
-
 
 class Candidate(NamedTuple):
     """One answer to a prompt, with the verifier's word on it and its row's position."""
@@ -80,7 +78,7 @@ def make_pairs(candidates: Iterable[Candidate], max_pairs: int) -> list[tuple[Ca
     known = list(candidates)
     good = _distinct([one for one in known if one.verdict is Verdict.GOOD])
     right = {one.example.answer["content"] for one in good}
-    bad = _distinct([one for one in known if one.verdict in _REASONS])
+    bad = _distinct([one for one in known if one.verdict in (Verdict.WRONG, Verdict.ERROR)])
     # The same words judged right once and wrong once (a clock, a random number) prove nothing.
     bad = [one for one in bad if one.example.answer["content"] not in right]
     if not good:
@@ -135,9 +133,12 @@ def _identity(row: Mapping[str, Any]) -> Row:
 
 
 def reason_of(candidate: Candidate) -> str:
-    """Return why an answer is right or wrong, in one word: `match`, `wrong_result` or the class of its error."""
+    """Return why an answer is right or wrong, in one word.
+
+    `match`, `executes` (there was no usable gold), `wrong_result`, `variant_mismatch` or the class of its error.
+    """
     if candidate.verdict is Verdict.GOOD:
         return "match" if candidate.row.get("gold_match") is True else "executes"
     if candidate.verdict is Verdict.ERROR:
         return str(candidate.row.get("exec_error_class") or "error")
-    return _REASONS[candidate.verdict]
+    return "wrong_result" if candidate.row.get("gold_match") is False else "variant_mismatch"
