@@ -120,8 +120,8 @@ def test_parquet_keeps_rows_whose_fields_disagree(tmp_path: Path) -> None:
     import pyarrow.parquet
 
     odd = [
-        {"extra": 1, "nested": {"a": 1}, "ratio": 1, "empty": {}},
-        {"extra": "two", "nested": {"b": [1.5, None]}, "ratio": 0.5, "empty": {}},
+        {"extra": 1, "nested": {"a": 1}, "ratio": 1, "empty": {}, "long": 2**60, "mix": 2**60, "list": [1, "a"]},
+        {"extra": "two", "nested": {"b": [1.5, None]}, "ratio": 0.5, "empty": {}, "long": 1, "mix": 0.5},
         {"nested": None, "big": 2**70, "generation": "half \ud83d of a sign"},
     ]
     kept = write(tmp_path / "merged.jsonl", [make_row(number, **fields) for number, fields in enumerate(odd)])
@@ -131,10 +131,13 @@ def test_parquet_keeps_rows_whose_fields_disagree(tmp_path: Path) -> None:
     assert [row["nested"] for row in rows] == [{"a": 1, "b": None}, {"a": None, "b": [1.5, None]}, None]
     assert [row["ratio"] for row in rows] == [1.0, 0.5, None]
     assert [row["empty"] for row in rows] == ["{}", "{}", None]
+    assert [row["long"] for row in rows] == [2**60, 1, None]
+    assert [row["mix"] for row in rows] == [str(2**60), "0.5", None]
+    assert rows[0]["list"] == ["1", '"a"']
     assert rows[2]["big"] == str(2**70)
     assert rows[2]["generation"] == "half \ufffd of a sign"
     summary = json.loads((tmp_path / "out/summary.json").read_text())
-    assert summary["columns_as_json_text"] == ["extra", "big"]
+    assert summary["columns_as_json_text"] == ["extra", "mix", "list[]", "big"]
 
 
 def test_no_rows_at_all_give_empty_files(tmp_path: Path) -> None:
@@ -170,6 +173,7 @@ def test_the_card_quotes_the_manifest(tmp_path: Path) -> None:
     _, header, text = card.split("---\n", 2)
     assert yaml.safe_load(header)["license"] == "mit"
     assert yaml.safe_load(header)["pretty_name"] == "歌手 | x"
+    assert yaml.safe_load(header)["potstill"] == {"run_id": "r-1", "model": "teacher"}
     for line in (
         "| rows prepared | 9 |",
         "| rows rejected | 2 |",

@@ -1,8 +1,9 @@
 """JSON rows to Parquet: the types are found on the first pass, so that the second can stream.
 
 A JSON value has no declared type, and two rows may disagree. The type of a column is the smallest that holds all its
-values: null < bool, null < int < float, null < text, lists and objects by their parts. Where values have no common
-type (a number here, a text there), the column holds each value as JSON text, and the summary of the export names it.
+values: null < bool, null < int < float (as long as a float holds it), null < text, lists and objects by their parts.
+Where values have no common type (a number here, a text there), the column holds each value as JSON text, and the
+summary of the export names it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from potstill.records import Row, canonical_json
 from potstill.rows import disk_errors, dumps, fsync_folder
 
-Kind = Literal["null", "bool", "int", "float", "text", "list", "object", "json"]
+Kind = Literal["null", "bool", "int", "long", "float", "text", "list", "object", "json"]
 
 #: An object with more keys than this is a table of its own (keys are data): it is kept as JSON text.
 _MOST_KEYS = 100
@@ -69,9 +70,17 @@ class ColumnType:
         # Parquet has no object without keys: where all are empty, they are text.
         if self.kind == "object" and self.keys:
             return pyarrow.struct([(key, part.arrow()) for key, part in sorted(self.keys.items())])
-        return {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64()}.get(
-            self.kind, pyarrow.string()
+        plain = {"bool": "bool_", "int": "int64", "long": "int64", "float": "float64"}
+        return getattr(pyarrow, plain.get(self.kind, "string"))()
+
+    def find_json(self, name: str) -> list[str]:
+        """Return the names of what is kept as JSON text, in this type or its parts."""
+        if self.kind == "json":
+            return [name]
+        parts = (
+            [(f"{name}[]", self.item)] if self.item else [(f"{name}.{key}", part) for key, part in self.keys.items()]
         )
+        return [path for path_name, part in parts for path in part.find_json(path_name)]
 
     def fit(self, value: Any) -> Any:
         """Return a value as the column holds it."""
@@ -96,7 +105,9 @@ def _kind_of(value: Any) -> Kind:
         case bool():
             return "bool"
         case int():
-            return "int" if -(2**63) <= value < 2**63 else "json"
+            # What a float cannot hold exactly must not be mixed with floats.
+            small, whole = abs(value) <= 2**53, -(2**63) <= value < 2**63
+            return "int" if small else "long" if whole else "json"
         case float():
             return "float"
         case str():
@@ -107,10 +118,17 @@ def _kind_of(value: Any) -> Kind:
             return "object"
 
 
+_COMMON: dict[frozenset[Kind], Kind] = {
+    frozenset({"int", "float"}): "float",
+    frozenset({"int", "long"}): "long",
+}
+
+
 def _common(left: Kind, right: Kind) -> Kind:
     if left in {"null", right}:
         return right
-    return "float" if {left, right} == {"int", "float"} else "json"
+    both = frozenset({left, right})
+    return _COMMON.get(both, "json")
 
 
 class Columns:
@@ -125,8 +143,8 @@ class Columns:
             self.types.setdefault(name, ColumnType()).see(value)
 
     def as_json_text(self) -> list[str]:
-        """Return the columns whose values had no common type."""
-        return [name for name, column in self.types.items() if column.kind == "json"]
+        """Return the columns, and by dotted names the parts of columns, whose values had no common type."""
+        return [path for name, column in self.types.items() for path in column.find_json(name)]
 
     def schema(self) -> Any:
         """Return the schema for pyarrow."""

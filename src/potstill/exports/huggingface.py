@@ -83,6 +83,7 @@ def _make_header(card: Card) -> dict[str, Any]:
         "size_categories": [next((name for limit, name in _SIZES if total < limit), "n>100M")],
         # A split without rows is left out: a loader takes an empty file for a broken one.
         "configs": [{"config_name": "default", "data_files": _list_files(card) or _list_files(card, empty=True)}],
+        "potstill": _identify(card.manifest),
     }
     return {name: value for name, value in header.items() if value}
 
@@ -121,14 +122,30 @@ def _cell(value: Any) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
+def _read_manifest(path: Path | None) -> dict[str, Any]:
+    if path is None or not path.is_file():
+        return {}
+    try:
+        value = loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON object was expected, found {type(value).__name__}")
+    return value
+
+
+def _identify(manifest: Path | None) -> dict[str, Any]:
+    """Return what names the run that a dataset comes from, for programs that read the header."""
+    value = _read_manifest(manifest)
+    names = ("run_id", "model", "config_sha256")
+    return {name: value[name] for name in names if value.get(name) is not None}
+
+
 def _read_facts(manifest: Path | None) -> list[tuple[str, Any]]:
     """Return what a reader of the dataset needs of a manifest: identity, counts, comparison, versions, hashes."""
-    if manifest is None or not manifest.is_file():
+    value = _read_manifest(manifest)
+    if not value:
         return []
-    try:
-        value = loads(manifest.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{manifest}: not JSON: {error}") from error
     stages = {name: stage["count"] for name, stage in value.get("stages", {}).items() if name in _COUNTED}
     policy = {name: item for name, item in (value.get("comparison_policy") or {}).items() if _is_plain(item)}
     # The name of a file, not where it lies: that is nobody's business.
