@@ -35,6 +35,7 @@ from . import wrapper
 from .client import ApiError, SiflowClient, Unauthorized
 from .dispatcher import Dispatcher
 from .folder import Held, RunFolder
+from .locks import remove_dead_locks, snakemake_lock
 from .redact import Redactor
 from .settings import Environment, ExecutorSettings, find_keys
 from .task import TaskError, TaskFactory, job_key, label_value
@@ -87,8 +88,11 @@ class Executor(RemoteExecutor):
             self._lock_file = self._folder.hold()
         except Held as error:
             raise WorkflowError(f"SiFlow: {error} runs a workflow in this folder; wait for it or stop it.") from error
-        # The run may have changed while we waited for nobody: read it again, now that it is ours.
+        # The run may have ended before we held it: read it again, now that it is ours.
         self._folder = RunFolder.current(self._folder.root)
+        remove_dead_locks(self._folder.root.parent)
+        self._snakemake_lock = snakemake_lock(workflow.persistence, taken=workflow.execution_settings.lock)
+        self._snakemake_lock.__enter__()
         self._folder.prepare()
         self._client = SiflowClient(self._settings, self._find_keys)
         self._check_access()
@@ -408,6 +412,7 @@ class Executor(RemoteExecutor):
             if not self._dispatcher.live_attempts():
                 self._folder.remove_secrets()
             self._dispatcher.close()
+        self._snakemake_lock.__exit__(None, None, None)
         self._lock_file.close()
 
     def _at_exit(self) -> None:

@@ -12,6 +12,8 @@ from typing import Any, List, NamedTuple, Optional  # noqa: UP035 - Snakemake kn
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
 
+from .locks import remove_locks_after_death
+
 #: Region -> (clusters, the first is the default; base URL).
 REGIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "cn-beijing": (("auriga",), "https://console.siflow.cn/sfapi"),
@@ -157,6 +159,8 @@ class ExecutorSettings(ExecutorSettingsBase):
         problems = [text for check in CHECKS for text in check(self)]
         if problems:
             raise WorkflowError("SiFlow settings:\n" + "\n".join(f"  {text}" for text in problems))
+        # The one moment at which Snakemake lets a plugin act before it looks at its lock.
+        remove_locks_after_death(Path(".snakemake"))
 
     @property
     def effective_cluster(self) -> str:
