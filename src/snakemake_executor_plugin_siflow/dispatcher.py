@@ -606,7 +606,7 @@ class Dispatcher:
     def _settle(self, attempt: Attempt, outcome: str, sync: bool = True) -> None:
         """Expect nothing of an attempt any more."""
         attempt.settled = True
-        self._note(attempt, "settled", sync, outcome=outcome)
+        self._note(attempt, "settled", sync, outcome=outcome, t=self._time.wall())
 
     def _flush(self) -> None:
         """Write down what is to be remembered, with one wait for the disk."""
