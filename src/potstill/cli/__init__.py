@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "clean": "extract the statement from each answer of a file",
     "execute": "run each statement of a file, read-only, and compare it with gold",
     "preview": "show rendered prompts and request bodies; nothing is sent",
+    "migrate": "turn an old task file into a config and a profile",
     "teacher": "serve recorded answers as an OpenAI-compatible server on loopback",
 }
 
