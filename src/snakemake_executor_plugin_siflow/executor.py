@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,26 @@ class Executor(RemoteExecutor):
             raise WorkflowError(f"SiFlow: {error} runs a workflow in this folder; wait for it or stop it.") from error
         # The run may have ended before we held it: read it again, now that it is ours.
         self._folder = RunFolder.current(self._folder.root)
+        self._secrets: dict[str, str] = {}
+        self._body_env: list[dict[str, Any]] = []
+        self._snakemake_lock: AbstractContextManager[None] = nullcontext()
+        try:
+            self._begin(workflow, logger)
+        except BaseException:
+            self._stopping.set()
+            self._snakemake_lock.__exit__(None, None, None)
+            self._lock_file.close()
+            raise
+
+    def _begin(self, workflow: Any, logger: Any) -> None:
+        """Make what must be given back if the start fails."""
         remove_dead_locks(self._folder.root.parent)
-        self._snakemake_lock = snakemake_lock(workflow.persistence, taken=workflow.execution_settings.lock)
-        self._snakemake_lock.__enter__()
+        lock = snakemake_lock(workflow.persistence, taken=workflow.execution_settings.lock)
+        lock.__enter__()
+        self._snakemake_lock = lock
         self._folder.prepare()
         self._client = SiflowClient(self._settings, self._find_keys)
         self._check_access()
-        self._secrets: dict[str, str] = {}
-        self._body_env: list[dict[str, Any]] = []
         super().__init__(workflow, logger)
 
     def __post_init__(self) -> None:
@@ -106,7 +119,6 @@ class Executor(RemoteExecutor):
         self._redact = Redactor([*self._secrets.values(), self._keys.secret, *(e["envValue"] for e in self._body_env)])
         patience = max(1.0, float(self.workflow.execution_settings.latency_wait))
         self._dispatcher = Dispatcher(self._client, self._folder, self._settings, RedactingLog(self.logger, self), patience)
-        self._started = True
         atexit.register(self._at_exit)
         self.logger.info(f"SiFlow run {self._folder.run}: {self._settings.effective_base_url}, {self._settings.region}")
         self._warn_about_volumes()

@@ -73,14 +73,21 @@ def snakemake_lock(persistence: Any, taken: bool) -> Iterator[None]:
     if taken:
         write_whole(record, json.dumps(told))
         yield
-    else:
-        before = lock_files(folder)
-        write_whole(record, json.dumps({**told, "pending": time.time()}))
-        try:
-            with type(persistence).lock(persistence):
-                told["files"] = sorted(lock_files(folder) - before)
-                write_whole(record, json.dumps(told))
-                yield
-        finally:
-            record.unlink(missing_ok=True)
-    record.unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
+        return
+    before = lock_files(folder)
+    write_whole(record, json.dumps({**told, "pending": time.time()}))
+    taking = type(persistence).lock(persistence)
+    try:
+        taking.__enter__()
+    except BaseException:
+        # Somebody else's lock: it stays.
+        record.unlink(missing_ok=True)
+        raise
+    try:
+        write_whole(record, json.dumps({**told, "files": sorted(lock_files(folder) - before)}))
+        yield
+    finally:
+        # The instance's own `unlock`, with which that `lock` ends, does nothing under `--nolock` either.
+        type(persistence).unlock(persistence)
+        record.unlink(missing_ok=True)

@@ -308,8 +308,8 @@ def s1_s2_secrets(folder: Path, size: Size, seed: int) -> tuple[Row, Row]:
                     hits += search_processes()
                     looks += 1
                     time.sleep(0.05)
-                right += (work / "seen.bin").read_bytes() == CANARIES["CANARY_TWO"].encode()
-                right += (work / "two.bin").read_bytes() == CANARIES["CANARY_ONE"].encode()
+                right += arrived(work / "seen.bin") == CANARIES["CANARY_TWO"].encode()
+                right += arrived(work / "two.bin") == CANARIES["CANARY_ONE"].encode()
             (work / "seen.bin").unlink(missing_ok=True)
             (work / "two.bin").unlink(missing_ok=True)
             hits += search_files(folder)
@@ -317,6 +317,11 @@ def s1_s2_secrets(folder: Path, size: Size, seed: int) -> tuple[Row, Row]:
     hits = [hit for hit in hits if not hit.endswith(".log") or "siflow/" not in hit]
     first = Row("S1", "two canary keys, all output at its loudest", f"{scenarios} scenarios, {looks} looks at all command lines", f"{len(hits)} hits {hits[:3] or ''}", not hits)
     return first, Row("S2", "keys with quotes, $, backslash, blanks", f"{2 * scenarios} arrivals", f"{right} byte-identical", right == 2 * scenarios)
+
+
+def arrived(file: Path) -> bytes:
+    """What a task has written of its key."""
+    return file.read_bytes() if file.exists() else b""
 
 
 def search_processes() -> list[str]:

@@ -116,8 +116,10 @@ QUICK = {
 def arguments(url: str, *more: str, **settings: object) -> list[str]:
     """The command line of a controller."""
     flags = [w for k, v in {**QUICK, **settings}.items() for w in (f"--siflow-{k.replace('_', '-')}", *map(str, v if isinstance(v, list) else [v]))]
-    base = [sys.executable, "-m", "snakemake", "--executor", "siflow", "--jobs", "100", "--siflow-base-url", url]
-    return [*base, "--rerun-incomplete", "--nolock", "--latency-wait", "3", *flags, *more]
+    base = [sys.executable, "-m", "snakemake", *more, "--executor", "siflow", "--siflow-base-url", url]
+    jobs = [] if "--jobs" in more else ["--jobs", "100"]
+    # Settings with several values come last: they would swallow a target.
+    return [*base, *jobs, "--rerun-incomplete", "--nolock", "--latency-wait", "3", *flags]
 
 
 class Controller:
