@@ -31,9 +31,9 @@ include: "workflow/rules/config.smk"
 
 
 rule all:
+    default_target: True
     input:
         PLAN.targets(),
-    default_target: True
 
 
 onsuccess:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from potstill.errors import PotstillError
@@ -62,3 +64,23 @@ def _end(terminal: int, message: str, status: int) -> None:
     logger.error("exit status %d: %s", status, message)
     os.write(terminal, f"potstill: {message}\n".encode(errors="backslashreplace"))
     sys.exit(status)
+
+
+def parse_arguments(*files: str, values: Sequence[str] = ()) -> argparse.Namespace:
+    """Read the command line of a chunk rule's script: `--log`, `--settings` (a JSON object), files and values.
+
+    Args:
+        files: Options that name files. One that ends in `*` may name none, or several.
+        values: Options that are plain text.
+    """
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--settings", type=json.loads, required=True)
+    for name in files:
+        if name.endswith("*"):
+            parser.add_argument(f"--{name[:-1]}", type=Path, nargs="*", default=[])
+        else:
+            parser.add_argument(f"--{name}", type=Path, required=True)
+    for name in values:
+        parser.add_argument(f"--{name}", required=True)
+    return parser.parse_args()

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from potstill.chunks import chunk_names, count_chunks
 from potstill.config.run import STAGE_FOLDERS, Config, complete_config
+from potstill.config.schema import load_yaml
 from potstill.holders import hold, recover
 from potstill.readers import count_rows, expand_inputs
 
@@ -44,6 +45,9 @@ class Plan:
     config: Config
     inputs: Sequence[Path]
     chunks: Sequence[str]
+
+    #: Keys of `generate` that say how fast to ask, not what.
+    pace_keys: ClassVar = ("concurrency", "batch_size", "requests_per_minute", "tokens_per_minute", "parallel_jobs", "outage_timeout_s")
 
     @property
     def folder(self) -> str:
@@ -85,6 +89,32 @@ class Plan:
         return [f"{self.folder}/{{model}}/filtered/{{chunk}}.rejected.jsonl"] if self.has("filter") else []
 
     @property
+    def gold_audit(self) -> list[str]:
+        """The gold audit of the run; none when nothing is executed."""
+        return [f"{self.folder}/gold_audit.jsonl"] if self.has("execute") else []
+
+    @property
+    def pace(self) -> str:
+        """How fast to ask, as JSON: keys of `generate` whose change must not make a job run again."""
+        return json.dumps({key: self.config["generate"][key] for key in self.pace_keys if key != "concurrency"})
+
+    @property
+    def skips_bad_gold(self) -> bool:
+        """Whether rows with a bad gold query are not asked."""
+        return self.has("execute") and self.config["execute"]["on_bad_gold"] == "skip"
+
+    @property
+    def pilot_summary(self) -> list[str]:
+        """The summary of the prepared rows, which tells a pilot which rows are the first ones; none otherwise."""
+        return [] if self.config["generate"]["max_rows"] is None else [f"{self.folder}/prepared/summary.json"]
+
+    @property
+    def env_files(self) -> list[str]:
+        """The files of variables that jobs read."""
+        env_file = self.config["environment"]["env_file"]
+        return [] if env_file is None else [env_file]
+
+    @property
     def templates(self) -> list[str]:
         """The template files that prompts are made from."""
         template = self.config["prompt"]["template"]
@@ -100,6 +130,10 @@ class Plan:
             return [Path(execute["database"])]
         folder = Path(execute["database_dir"])
         return sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _DATABASE_ENDINGS)
+
+    def settings(self, stage: str, without: Sequence[str] = ()) -> str:
+        """Return a stage's section of the config as JSON, for a command line."""
+        return json.dumps(self.without(self.config[stage], *without), ensure_ascii=False)
 
     @staticmethod
     def without(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
@@ -117,11 +151,10 @@ class Plan:
 
     def server_resources(self) -> dict[str, int]:
         """Return what the models' own servers need (`server.resources`), the most of each kind."""
-        from potstill.config.model import load_server_resources
-
         needed: dict[str, int] = {}
         for model in self.config["models"]:
-            for name, amount in load_server_resources(Path(model["config"])).items():
+            server = load_yaml(Path(model["config"]), "model file").get("server") or {}
+            for name, amount in (server.get("resources") or {}).items():
                 needed[name] = max(amount, needed.get(name, 0))
         return needed
 

@@ -20,8 +20,12 @@ if PLAN.has("clean"):
         resources:
             mem_mb=300,
         params:
-            clean=PLAN.config["clean"],
+            settings=PLAN.settings("clean"),
         message:
             "Extracting statements from chunk {wildcards.chunk} of {wildcards.model}"
-        script:
-            "../../scripts/clean_answers.py"
+        shell:
+            "{PYTHON:q} {SCRIPTS:q}/clean_answers.py"
+            " --rows {input.rows:q}"
+            " --output {output.rows:q}"
+            " --settings {params.settings:q}"
+            " --log {log:q}"

@@ -3,12 +3,17 @@
 Everything that can be tested without Snakemake is in `potstill.workflow`; the names here carry it to the rules.
 """
 
+import gc
 import sys
 
 from snakemake.exceptions import WorkflowError
 
+from potstill.config.locate import workflow_root
 from potstill.errors import PotstillError
 from potstill.workflow import describe_results, enter_folder, plan_run
+
+# A DAG is a graph of many objects that live to the end: looking through it for garbage again and again is in vain.
+gc.set_threshold(200_000, 20, 100)
 
 try:
     PLAN = plan_run(config, workflow.configfiles)
@@ -19,6 +24,10 @@ if workflow.is_main_process:
     enter_folder(PLAN, sys.argv[1:])
 
 RUN = PLAN.folder
+# The running interpreter, never a `python` of the PATH. Rules of a chunk call a script by `shell:`, since `script:` costs
+# each job 35 ms and the DAG a third of its time; rules with long lists of files use `script:`.
+PYTHON = sys.executable
+SCRIPTS = workflow_root() / "scripts"
 
 
 wildcard_constraints:

@@ -8,7 +8,7 @@ if PLAN.has("execute"):
     rule execute_answers:
         input:
             rows=PLAN.stage_input("execute"),
-            gold=rules.audit_gold.output.audit,
+            gold=PLAN.gold_audit,
         output:
             rows=PLAN.stage_output("execute"),
         log:
@@ -21,8 +21,13 @@ if PLAN.has("execute"):
         resources:
             mem_mb=1000,
         params:
-            execute=PLAN.config["execute"],
+            settings=PLAN.settings("execute"),
         message:
             "Running the statements of chunk {wildcards.chunk} of {wildcards.model}"
-        script:
-            "../../scripts/execute_answers.py"
+        shell:
+            "{PYTHON:q} {SCRIPTS:q}/execute_answers.py"
+            " --rows {input.rows:q}"
+            " --gold {input.gold:q}"
+            " --output {output.rows:q}"
+            " --settings {params.settings:q}"
+            " --log {log:q}"

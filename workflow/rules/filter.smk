@@ -21,8 +21,13 @@ if PLAN.has("filter"):
         resources:
             mem_mb=300,
         params:
-            filter=PLAN.config["filter"],
+            settings=PLAN.settings("filter"),
         message:
             "Filtering chunk {wildcards.chunk} of {wildcards.model}"
-        script:
-            "../../scripts/filter_answers.py"
+        shell:
+            "{PYTHON:q} {SCRIPTS:q}/filter_answers.py"
+            " --rows {input.rows:q}"
+            " --kept {output.kept:q}"
+            " --rejected {output.rejected:q}"
+            " --settings {params.settings:q}"
+            " --log {log:q}"

@@ -9,9 +9,9 @@ engine owns them.
 rule generate_answers:
     input:
         rows=f"{RUN}/prepared/chunks/{{chunk}}.jsonl",
-        summary=rules.prepare_rows.output.summary,
-        model=get_model_file,
-        gold=rules.audit_gold.output.audit if PLAN.has("execute") else [],
+        model=f"{RUN}/{{model}}/model.yaml",
+        gold=PLAN.gold_audit,
+        summary=PLAN.pilot_summary,
     output:
         answered=f"{RUN}/{{model}}/generated/{{chunk}}.jsonl",
         failed=f"{RUN}/{{model}}/generated/{{chunk}}.failed.jsonl",
@@ -27,12 +27,28 @@ rule generate_answers:
         mem_mb=300,
         # Requests in flight: `--resources requests_in_flight=120` limits the sum over parallel jobs.
         requests_in_flight=PLAN.config["generate"]["concurrency"],
-        #**PLAN.server_resources(),
+        **PLAN.server_resources(),
     params:
-        generate=PLAN.without(PLAN.config["generate"], "concurrency", "batch_size"),
+        settings=PLAN.settings("generate", without=PLAN.pace_keys),
+        execute=PLAN.settings("execute") if PLAN.skips_bad_gold else "null",
         answers_dir=PLAN.config["answers_dir"],
-        env_file=PLAN.config["environment"]["env_file"],
+        env_file=PLAN.env_files,
     message:
         "Asking {wildcards.model} for the answers of chunk {wildcards.chunk}"
-    script:
-        "../../scripts/generate_answers.py"
+    shell:
+        "{PYTHON:q} {SCRIPTS:q}/generate_answers.py"
+        " --rows {input.rows:q}"
+        " --model {input.model:q}"
+        " --gold {input.gold:q}"
+        " --summary {input.summary:q}"
+        " --answered {output.answered:q}"
+        " --failed {output.failed:q}"
+        " --not-asked {output.not_asked:q}"
+        " --settings {params.settings:q}"
+        " --execute {params.execute:q}"
+        " --answers-dir {params.answers_dir:q}"
+        " --env-file {params.env_file:q}"
+        " --run {RUN:q}"
+        " --concurrency {resources.requests_in_flight:q}"
+        " --pace {PLAN.pace:q}"
+        " --log {log:q}"

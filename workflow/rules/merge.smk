@@ -10,7 +10,7 @@ rule merge_answers:
         rejected=get_chunks(PLAN.rejected_output),
         failed=get_chunks(rules.generate_answers.output.failed),
         not_asked=get_chunks(rules.generate_answers.output.not_asked),
-        summary=rules.prepare_rows.output.summary,
+        summary=f"{RUN}/prepared/summary.json",
     output:
         kept=f"{RUN}/{{model}}/merged.jsonl",
         rejected=f"{RUN}/{{model}}/rejected.jsonl",

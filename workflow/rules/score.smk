@@ -20,8 +20,12 @@ if PLAN.has("score"):
         resources:
             mem_mb=300,
         params:
-            score=PLAN.config["score"],
+            settings=PLAN.settings("score"),
         message:
             "Scoring chunk {wildcards.chunk} of {wildcards.model}"
-        script:
-            "../../scripts/score_answers.py"
+        shell:
+            "{PYTHON:q} {SCRIPTS:q}/score_answers.py"
+            " --rows {input.rows:q}"
+            " --output {output.rows:q}"
+            " --settings {params.settings:q}"
+            " --log {log:q}"

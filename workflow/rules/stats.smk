@@ -11,7 +11,7 @@ rule write_stats:
         failed=rules.merge_answers.output.failed,
         not_asked=rules.merge_answers.output.not_asked,
         timings=rules.merge_answers.output.timings,
-        summary=rules.prepare_rows.output.summary,
+        summary=f"{RUN}/prepared/summary.json",
     output:
         stats=f"{RUN}/{{model}}/stats.json",
     log:

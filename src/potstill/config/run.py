@@ -53,6 +53,7 @@ def complete_config(config: Mapping[str, Any], where: str) -> Config:
         completed["score"] = None
     _check_models(completed, where)
     _check_execute(completed, where)
+    _check_stages(completed, where)
     _find_files(completed, where)
     return completed
 
@@ -96,6 +97,20 @@ def _check_execute(config: Config, where: str) -> None:
         raise ConfigError(f"{where}: execute: give one of database (a file) and database_dir (a folder); found {found}")
     if config["clean"] is None or config["clean"]["kind"] != "sql":
         raise ConfigError(f"{where}: execute needs the field sql: set `clean: {{kind: sql}}`, or `execute: null`")
+
+
+def _check_stages(config: Config, where: str) -> None:
+    """Check what only the stages themselves know: a filter's needs, a cleaner's dialect."""
+    from potstill.stages.clean import make_cleaner
+    from potstill.stages.filter import check_stages
+
+    try:
+        if config["clean"] is not None:
+            make_cleaner(config["clean"])
+        if config["filter"] is not None:
+            check_stages(config["filter"], [stage for stage in ("clean", "execute", "score") if config[stage] is not None])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _find_files(config: Config, where: str) -> None:

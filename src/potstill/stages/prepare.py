@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from potstill.duplicates import DuplicateFinder
 from potstill.errors import ConfigError, InputError
 from potstill.prompts import Prompt, PromptError
@@ -264,6 +266,12 @@ def _cut(lines: Iterator[tuple[str, bytes]], rows: int, chunks: Sequence[Path]) 
 def format_id_sum(ids: int) -> str:
     """Return the sum of sample_ids, modulo 2^256, in hex: alike for two sets of rows in any order, else not."""
     return f"{ids % (1 << 256):064x}"
+
+
+def find_first_row(summary: Path, chunk: Path) -> int:
+    """Return the place of a chunk's first row in the whole input, as `prepare_rows` has noted it."""
+    entries = orjson.loads(summary.read_bytes())["chunks"]
+    return next(int(entry["first_row"]) for entry in entries if entry["chunk"] == chunk.name.partition(".")[0])
 
 
 def _remove_stale(chunks: Sequence[Path]) -> None:

@@ -1,0 +1,513 @@
+"""From a model's answer to the one statement in it, byte for byte as the model wrote it.
+
+The order of the steps matters: reasoning and turn tokens go first, so that SQL in a thought is never the answer;
+then the explicit marks (tags, JSON, fences) and last the running text. A statement keeps its case, blanks, comments
+and literals; only its terminator and what lies outside it go. Each step costs little where it does not apply.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from potstill.sql import bare, embedded
+from potstill.sql.fences import JSON_LABELS, NEUTRAL_LABELS, PROGRAM_LABELS, SQL_LABELS, Block, find_blocks
+from potstill.sql.reasoning import strip_reasoning
+from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, skip_leading, statements
+from potstill.sql.syntax import check_syntax
+
+#: An answer inside an answer inside an answer (a fence in JSON in a tag): deeper than this nobody nests.
+_MAX_DEPTH = 5
+#: Of more blocks than this in one answer only the last are read.
+_MAX_BLOCKS = 100
+
+
+class Cleaned(NamedTuple):
+    """The statement of an answer.
+
+    Attributes:
+        sql: The statement, or "" when there is none.
+        method: How it was found: fence, tag, json, bare; none.
+        notes: What was odd: had_reasoning, unfinished_reasoning, truncated_statement, several_statements,
+            not_a_query, unclosed_fence, refusal, empty, not_text, fullwidth_punctuation, html_unescaped.
+    """
+
+    sql: str
+    method: str
+    notes: tuple[str, ...] = ()
+
+
+class _Hit(NamedTuple):
+    sql: str
+    method: str
+    notes: tuple[str, ...] = ()
+    is_query: bool = True
+
+
+def clean_sql(text: str, *, dialect: str = "sqlite") -> Cleaned:
+    """Return the final statement of an answer.
+
+    Args:
+        text: The answer exactly as sent.
+        dialect: The dialect it was asked for, a name as sqlglot knows it.
+    """
+    answer = strip_reasoning(text)
+    notes = ["had_reasoning"] if answer.had_reasoning else []
+    if answer.unfinished:
+        return Cleaned("", "none", (*notes, "unfinished_reasoning"))
+    body = answer.text.strip(BLANKS)
+    if not body:
+        return Cleaned("", "none", (*notes, "empty"))
+    if "&" in body and _is_escaped(body):
+        body = html.unescape(body)
+        notes.append("html_unescaped")
+    hit = _find(_real_newlines(body), dialect, 0)
+    if hit is None:
+        return Cleaned("", "none", (*notes, *(["refusal"] if is_refusal(body) else [])))
+    return _finish(hit, notes, dialect)
+
+
+def _finish(hit: _Hit, notes: list[str], dialect: str) -> Cleaned:
+    sql = hit.sql
+    notes.extend(hit.notes)
+    if not sql.isascii():
+        plain = plain_punctuation(sql)
+        if plain != sql:
+            sql = plain
+            notes.append("fullwidth_punctuation")
+    if "truncated_statement" not in notes and bare.is_truncated(sql, dialect):
+        notes.append("truncated_statement")
+    if not hit.is_query:
+        notes.append("not_a_query")
+    return Cleaned(sql, hit.method, tuple(notes))
+
+
+_LITERAL = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)")
+_ENTITY = re.compile(r"&(?:lt|gt|quot|apos|#39|#x27|#34|amp);")
+
+
+def _is_escaped(body: str) -> bool:
+    """Say whether a text was HTML-escaped as a whole: an entity stands outside literals."""
+    return _ENTITY.search(body) is not None and _ENTITY.search(_LITERAL.sub("''", body)) is not None
+
+
+def _real_newlines(body: str) -> str:
+    r"""Turn `\n` written as two characters into line breaks, where a text has no others and they stand outside literals."""
+    if "\\n" not in body or "\n" in body or body[0] in '{["':
+        return body
+    return embedded.unescape(body) if "\\n" in _LITERAL.sub("''", body) and '":' not in body else body
+
+
+# --------------------------------------------------------------------------------------------------- the search
+
+
+#: Without any of these nothing but running text is there.
+_MARKED = re.compile(r"\A\"|[`<{\[]|~~~|\\boxed")
+
+
+def _find(body: str, dialect: str, depth: int) -> _Hit | None:
+    """Find the final statement of a text that has no reasoning in it."""
+    if depth > _MAX_DEPTH:
+        return None
+    body = body.strip(BLANKS)
+    if not _MARKED.search(body):
+        return _in_bare(body, dialect, depth)
+    marked = _in_marks(body, dialect, depth)
+    if marked is not None and marked.is_query:
+        return marked
+    if embedded.is_json(body):
+        return marked
+    running = _in_bare(body, dialect, depth)
+    return running if running is not None and (running.is_query or marked is None) else marked
+
+
+def _in_marks(body: str, dialect: str, depth: int) -> _Hit | None:
+    """Find the statement where a mark says that it is one: a tag, JSON, a fence."""
+    other = None
+    for step in (_in_tags, _in_json, _in_fences, _in_prose_json):
+        hit = step(body, dialect, depth)
+        if hit is not None and hit.is_query:
+            return hit
+        other = other or hit
+    return other
+
+
+def _reader(dialect: str, depth: int, hits: list[_Hit]) -> Callable[[str], str | None]:
+    """Return a reader that keeps the whole hit and hands out its statement, queries only."""
+
+    def read(text: str) -> str | None:
+        hit = _find(text, dialect, depth + 1)
+        if hit is None:
+            return None
+        hits.append(hit)
+        return hit.sql if hit.is_query else None
+
+    return read
+
+
+def _pick(hits: list[_Hit], method: str) -> _Hit | None:
+    """Return the query among what a reader found, else a sole statement of another kind."""
+    chosen = next((hit for hit in hits if hit.is_query), None)
+    if chosen is None and hits:
+        chosen = hits[0]
+    return chosen._replace(method=method) if chosen else None
+
+
+def _in_tags(body: str, dialect: str, depth: int) -> _Hit | None:
+    hits: list[_Hit] = []
+    embedded.in_tags(body, _reader(dialect, depth, hits))
+    return _pick(hits, "tag")
+
+
+def _in_json(body: str, dialect: str, depth: int) -> _Hit | None:
+    """Find the statement in a text that is JSON from its first character on (a JSON string included)."""
+    if body[0] == '"' and body[-1] == '"' and "\\" in body:
+        return _in_json_string(body, dialect, depth)
+    return _in_prose_json(body, dialect, depth) if body[0] in "{[" else None
+
+
+def _in_json_string(body: str, dialect: str, depth: int) -> _Hit | None:
+    import json
+
+    try:
+        value = json.loads(body, strict=False)
+    except ValueError:
+        return None
+    hit = _find(value, dialect, depth + 1) if isinstance(value, str) else None
+    return hit._replace(method="json") if hit else None
+
+
+def _in_prose_json(body: str, dialect: str, depth: int) -> _Hit | None:
+    if "{" not in body and body[0] != "[":
+        return None
+    hits: list[_Hit] = []
+    embedded.in_json(body, _reader(dialect, depth, hits))
+    return _pick(hits, "json")
+
+
+# --------------------------------------------------------------------------------------------------- fences
+
+
+class _Candidate(NamedTuple):
+    """A fenced statement, with what decides between it and the others."""
+
+    hit: _Hit
+    block: Block
+    demoted: bool
+
+
+def _in_fences(body: str, dialect: str, depth: int) -> _Hit | None:
+    if "```" not in body and "~~~" not in body:
+        return None
+    blocks = find_blocks(body)[-_MAX_BLOCKS:]
+    candidates = list(_candidates(body, blocks, dialect, depth))
+    queries = [candidate for candidate in candidates if candidate.hit.is_query]
+    if queries:
+        chosen = _choose(queries, body)
+        corrected = _corrected_below(body, chosen, dialect) if chosen is queries[-1] else None
+        return corrected or chosen.hit
+    return candidates[-1].hit if candidates else None
+
+
+def _candidates(body: str, blocks: list[Block], dialect: str, depth: int) -> Iterable[_Candidate]:
+    previous_end = 0
+    for block in blocks:
+        hit = _in_block(block, dialect, depth)
+        if hit is not None:
+            if not block.closed:
+                hit = hit._replace(notes=(*hit.notes, "unclosed_fence"))
+            yield _Candidate(hit, block, _is_demoted(body[max(previous_end, block.start - 300) : block.start]))
+        previous_end = block.end
+
+
+def _in_block(block: Block, dialect: str, depth: int) -> _Hit | None:
+    if not block.content:
+        return None
+    if block.label in PROGRAM_LABELS:
+        return _in_program(block.content, dialect, depth)
+    if block.label in JSON_LABELS or block.content[0] in "{[":
+        return _fenced(_in_prose_json(block.content, dialect, depth))
+    hit = pick_statement(block.content, dialect)
+    if hit is not None and (hit.is_query or block.label in SQL_LABELS):
+        return hit
+    if block.label in NEUTRAL_LABELS or block.label in SQL_LABELS:
+        return _fenced(_find(block.content, dialect, depth + 1)) or hit
+    return None
+
+
+def _fenced(hit: _Hit | None) -> _Hit | None:
+    return hit._replace(method="fence") if hit and hit.method == "bare" else hit
+
+
+def _in_program(content: str, dialect: str, depth: int) -> _Hit | None:
+    """Find the statement in a program; a block that is SQL all the same (a wrong label) is taken as it is."""
+    if first_keyword(content) in QUERY_WORDS:
+        hit = pick_statement(content, dialect)
+        if hit is not None and check_syntax(hit.sql, dialect).kind == "yes":
+            return hit
+    hits: list[_Hit] = []
+    embedded.in_code(content, _reader(dialect, depth, hits))
+    found = _pick(hits, "fence")
+    if found is None:
+        found = _fenced(_in_bare(content, dialect, depth))
+    return found._replace(notes=(*found.notes, "in_code")) if found and found.is_query else None
+
+
+_DEMOTES = re.compile(
+    r"\b(?:alternativ\w*|breakdown|sub-?quer(?:y|ies)|inner query|verify|to test|to check|sanity check|incorrect|wrong|"
+    r"instead of|don't use|do not use|avoid|would fail|original query|your query|first attempt|not recommended|"
+    r"you can also|you could also|could also|if you (?:also |only |want|need|prefer|would)|optional(?:ly)?|equivalent|"
+    r"create an index|explanation of|for (?:reference|comparison))\b|备选|另一种|也可以|或者|验证|错误的|不要使用|原始|子查询|如果(?:您|你)?(?:需要|想)",
+    re.IGNORECASE,
+)
+_PROMOTES = re.compile(
+    r"\b(?:correct|corrected|fixed|should be|final|actual|right|revised|updated|improved|simplified|better|so use|"
+    r"wait|actually|sorry|mistake|answer)\b|正确|修正|更正|最终|应该|改为|更新|不对",
+    re.IGNORECASE,
+)
+
+
+def _is_demoted(intro: str) -> bool:
+    """Say whether the words before a block call it something else than the answer."""
+    last = re.split(r"\n\s*\n(?=\S)", intro.strip())[-1][-200:]
+    return _DEMOTES.search(last) is not None and _PROMOTES.search(last) is None
+
+
+def _choose(queries: list[_Candidate], body: str) -> _Candidate:
+    """Choose between several fenced queries: the last one wins, unless it is called something else or is a part."""
+    if len(queries) == 1:
+        return queries[0]
+    programs = [query for query in queries if "in_code" not in query.hit.notes]
+    pool = programs or queries
+    for query in reversed(pool):
+        if not query.demoted and not _is_part(query, pool):
+            return query
+    return pool[0] if all(query.demoted for query in pool[1:]) else pool[-1]
+
+
+def _is_part(query: _Candidate, others: list[_Candidate]) -> bool:
+    """Say whether a query repeats a parenthesised part of an earlier one: then it explains, it does not answer."""
+    inner = _squeeze(query.hit.sql)
+    return any(
+        other is not query and other.block.start < query.block.start and f"({inner})" in _squeeze(other.hit.sql)
+        for other in others
+    )
+
+
+def _squeeze(sql: str) -> str:
+    return re.sub(r"\s+", "", sql[:20_000]).lower()
+
+
+_CORRECTION = re.compile(
+    r"\b(?:wait|actually|correction|corrected|sorry|mistake|should be|should have been|instead|oops|on second thought)\b|"
+    r"更正|应该是|不对|修正|改为|应为|抱歉",
+    re.IGNORECASE,
+)
+
+
+def _corrected_below(body: str, chosen: _Candidate, dialect: str) -> _Hit | None:
+    """Return a statement in the text behind the last block, when words of correction announce it."""
+    rest = body[chosen.block.end :]
+    if len(rest) < 20 or len(rest) > 5000:
+        return None
+    cue = _CORRECTION.search(rest)
+    if cue is None:
+        return None
+    found = [item for item in bare.find_statements(rest, dialect) if item.is_query and item.rank == 2 and item.checked]
+    found = [item for item in found if item.start > cue.start()]
+    return _Hit(found[-1].sql, "bare") if found else None
+
+
+# --------------------------------------------------------------------------------------------------- statements
+
+
+def pick_statement(text: str, dialect: str) -> _Hit | None:
+    """Choose among the statements of a text that is SQL: the last query, else the last statement.
+
+    Args:
+        text: The content of a fence, or of anything else that should hold SQL alone.
+        dialect: A name as sqlglot knows it.
+    """
+    chosen = None
+    chosen_is_query = False
+    count = 0
+    begin = 0
+    for statement in statements(text, dialect=dialect):
+        count += 1
+        is_query = first_keyword(text, statement.start) in QUERY_WORDS
+        if is_query or not chosen_is_query:
+            stop = statement.limit if statement.terminated else len(text)
+            chosen = text[_own_comments(text, begin, statement.start) : stop].rstrip(BLANKS)
+            chosen_is_query = is_query
+        begin = statement.limit + 1
+    if chosen is None:
+        return None
+    if not chosen_is_query and not _is_other_statement(chosen):
+        return None
+    if chosen_is_query and _prose_inside(chosen, dialect):
+        return None
+    return _Hit(chosen, "fence", ("several_statements",) if count > 1 else (), chosen_is_query)
+
+
+def _own_comments(text: str, begin: int, start: int) -> int:
+    """Return where a statement's own text begins: with its comments, but not with one on the previous one's line."""
+    if begin == 0:
+        return begin + len(text[begin:start]) - len(text[begin:start].lstrip(BLANKS))
+    line_end = text.find("\n", begin, start)
+    first = skip_leading(text, begin) if line_end < 0 else line_end + 1
+    first = min(first, start)
+    return first + len(text[first:start]) - len(text[first:start].lstrip(BLANKS))
+
+
+_OTHER_START = re.compile(
+    r"(?:EXPLAIN|INSERT|UPDATE|DELETE|REPLACE|CREATE|DROP|ALTER|PRAGMA|TRUNCATE|MERGE|SHOW|DESCRIBE|DESC|ATTACH|DETACH|VACUUM|"
+    r"REINDEX|ANALYZE|BEGIN|COMMIT|ROLLBACK|SAVEPOINT|GRANT|REVOKE|SET|USE|CALL|EXEC|EXECUTE|DECLARE|TABLE|COPY|LOAD)\Z"
+)
+
+
+def _is_other_statement(sql: str) -> bool:
+    return _OTHER_START.match(first_keyword(sql)) is not None
+
+
+def _prose_inside(sql: str, dialect: str) -> bool:
+    """Say whether a text that begins as a query needs a closer look: prose behind it, or no query at all."""
+    if "\n\n" not in sql and "\n\r\n" not in sql and first_keyword(sql) != "WITH" and sql.isascii():
+        return False
+    return check_syntax(sql, dialect).kind == "no"
+
+
+# --------------------------------------------------------------------------------------------------- running text
+
+_FINAL_CUE = re.compile(
+    r"^[ \t#>*_-]*(?:(?:the|my|so,?)\s+)*(?:final|corrected|revised)\s+(?:answer|sql|query|sql\s+query|version|output|statement)\b"
+    r"[^\n]{0,60}|^[ \t#>*_-]*(?:最终|最后|修正后)(?:的)?(?:答案|SQL|查询|语句|结果|版本)[^\n]{0,30}",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def _in_bare(body: str, dialect: str, depth: int) -> _Hit | None:
+    quick = _whole(body, dialect)
+    if quick is not None:
+        return quick
+    text = bare.strip_prompts(_without_fence_marks(body))
+    found = bare.find_statements(text, dialect)
+    chosen = _choose_found(found, text)
+    if chosen is None or (chosen.rank < 2 and not chosen.checked):
+        in_code = _in_code_text(text, dialect, depth)
+        if in_code is not None:
+            return in_code
+    if chosen is None:
+        return None
+    notes = ("truncated_statement",) if chosen.truncated else ()
+    return _Hit(chosen.sql.rstrip(BLANKS), "bare", notes, chosen.is_query)
+
+
+def _without_fence_marks(body: str) -> str:
+    return (
+        re.sub(r"^[ \t]*(?:`{3,}|~{3,})[^\n]*$", "", body, flags=re.MULTILINE)
+        if "```" in body or "~~~" in body
+        else body
+    )
+
+
+def _whole(body: str, dialect: str) -> _Hit | None:
+    """Take a text that is one statement and nothing else, without looking further; None where there is a doubt."""
+    if first_keyword(body) not in QUERY_WORDS or not body.isascii():
+        return None
+    hit = pick_statement(body, dialect)
+    if hit is None or hit.notes or not hit.is_query:
+        return None
+    if ("\n" in hit.sql and bare.has_boundaries(hit.sql)) or not bare.reads_as_query(hit.sql):
+        return None
+    return hit._replace(method="bare") if check_syntax(hit.sql, dialect).kind == "yes" else None
+
+
+def _choose_found(found: list[bare.Found], text: str) -> bare.Found | None:
+    """Choose between several statements in running text: those that stand as code before others, then the last."""
+    if len(found) <= 1:
+        return found[0] if found else None
+    queries = [item for item in found if item.is_query] or found
+    best = max(item.rank for item in queries)
+    pool = [item for item in queries if item.rank == best]
+    cue = None
+    for cue in _FINAL_CUE.finditer(text):  # noqa: B007 - the last one is what we want
+        pass
+    if cue is not None:
+        after = [item for item in queries if item.start >= cue.start() and item.rank == best]
+        pool = after[:1] or pool
+    for item in reversed(pool):
+        intro = text[max(0, item.start - 200) : item.start]
+        if not _is_found_part(item, pool) and not _is_demoted(intro):
+            return item
+    return pool[-1]
+
+
+def _is_found_part(item: bare.Found, others: list[bare.Found]) -> bool:
+    inner = _squeeze(item.sql)
+    return any(other.start < item.start and f"({inner})" in _squeeze(other.sql) for other in others[:50])
+
+
+def _in_code_text(text: str, dialect: str, depth: int) -> _Hit | None:
+    if "'" not in text and '"' not in text and "`" not in text:
+        return None
+    hits: list[_Hit] = []
+    embedded.in_code(text, _reader(dialect, depth, hits))
+    found = _pick(hits, "bare")
+    return found if found is not None and found.is_query else None
+
+
+# --------------------------------------------------------------------------------------------------- small repairs
+
+_MARKS = re.compile(
+    r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|‘([^‘’']*)’|“([^“”\"]*)”", re.DOTALL
+)
+_PLAIN = str.maketrans(
+    {
+        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if not chr(code - 0xFEE0).isalnum()},
+        "\u3000": " ",
+        "\u00a0": " ",
+        "\u202f": " ",
+        "\ufeff": None,
+        "\u200b": None,
+        "\u200c": None,
+        "\u200d": None,
+        "\u2060": None,
+    }
+)
+
+
+def plain_punctuation(sql: str) -> str:
+    """Replace full-width punctuation and typographic quotes outside literals, names and comments by plain ones.
+
+    No dialect knows them there, so nothing that could run is changed; inside literals they are data and stay.
+    """
+    pieces = []
+    position = 0
+    for match in _MARKS.finditer(sql):
+        pieces.append(sql[position : match.start()].translate(_PLAIN))
+        pieces.append(_straight(match))
+        position = match.end()
+    pieces.append(sql[position:].translate(_PLAIN))
+    return "".join(pieces).rstrip(TERMINATORS + BLANKS)
+
+
+def _straight(match: re.Match[str]) -> str:
+    if match.group(1) is not None:
+        return f"'{match.group(1)}'"
+    return f'"{match.group(2)}"' if match.group(2) is not None else match.group()
+
+
+_REFUSAL = re.compile(
+    r"\b(?:I\s+(?:can(?:'|’)?t|cannot|can\s+not|am\s+(?:unable|not able)|won(?:'|’)t|will\s+not|must\s+decline|do\s+not\s+have)|"
+    r"I(?:'|’)m\s+(?:sorry|unable|afraid|not\s+able)|sorry,?\s+(?:but\s+)?I|unable\s+to\s+(?:generate|answer|provide|write|help|"
+    r"create)|as\s+an\s+AI|not\s+possible\s+to\s+answer|cannot\s+be\s+(?:answered|generated|determined)|apologi[sz]e)\b"
+    r"|抱歉|对不起|无法|不能(?:回答|生成|提供|帮)|很遗憾|我没有办法|作为(?:一个)?(?:AI|人工智能)|拒绝",
+    re.IGNORECASE,
+)
+
+
+def is_refusal(text: str) -> bool:
+    """Say whether a text without SQL declines the task, in English or Chinese."""
+    return _REFUSAL.search(text[:4000]) is not None
