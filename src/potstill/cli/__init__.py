@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "status": "show how far a run is, from its files alone",
     "verify": "check a finished run's files against its manifests, and its labels by running the SQL again",
     "compare": "compare two runs: config, and which rows moved between kept and rejected",
+    "migrate": "turn an old task file into a config and a profile",
     "teacher": "serve recorded answers as an OpenAI-compatible server on loopback",
 }
 
