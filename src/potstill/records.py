@@ -33,7 +33,7 @@ ADDED_FIELDS: dict[str, str] = {
         ("endpoint", "latency_s", "attempts", "answered_at", "served_model", "system_fingerprint"), "generate"
     ),
     **dict.fromkeys(("error_class", "error"), "generate"),
-    **dict.fromkeys(("sql", "clean_method", "clean_note"), "clean"),
+    **dict.fromkeys(("sql", "cleaned", "clean_method", "clean_note"), "clean"),
     **dict.fromkeys(
         (
             "exec_pass",
@@ -47,13 +47,18 @@ ADDED_FIELDS: dict[str, str] = {
             "used_clock",
             "used_random",
             "exec_s",
+            "gold_error",
+            "gold_unstable",
+            "truncated",
+            "variant_match",
+            "variant_count",
         ),
         "execute",
     ),
     "gold_status": "audit_gold",
     "judge_score": "judge",
-    "score": "score",
-    **dict.fromkeys(("keep", "reject_reasons", "reject_reason"), "filter"),
+    **dict.fromkeys(("score", "sql_quality"), "score"),
+    **dict.fromkeys(("keep", "reject_reasons", "reject_reason", "agreement"), "filter"),
     "not_asked_reason": "generate",
 }
 

@@ -1,0 +1,52 @@
+"""Which texts are tried at all: one statement, and one that asks.
+
+No list of forbidden words: it would refuse `WHERE action = 'DELETE'`. What a statement may do is the engine's business.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from potstill.sql.outcome import QueryError
+from potstill.sql.scan import TERMINATORS, count_statements, first_keyword, strip_statement
+
+#: A statement may begin with one of these.
+QUERY_WORDS = ("SELECT", "WITH", "VALUES")
+
+_PLAIN_START = re.compile(rf"\s*({'|'.join(QUERY_WORDS)})\b", re.IGNORECASE)
+_TERMINATOR = re.compile(f"[{TERMINATORS}]")
+
+
+def admit(sql: Any, *, dialect: str, max_bytes: int) -> str:
+    """Return the one statement of a text, without what stands around it.
+
+    Args:
+        sql: What a row holds.
+        dialect: Decides how quotes are escaped.
+        max_bytes: A longer text is not looked at.
+
+    Raises:
+        QueryError: `not_a_query`, `multiple_statements` or `too_big`.
+    """
+    if not isinstance(sql, str) or not sql or sql.isspace():
+        raise QueryError("not_a_query", "no statement")
+    if len(sql) > max_bytes:
+        raise QueryError("too_big", f"the statement has more than {max_bytes} bytes")
+    if _PLAIN_START.match(sql):
+        # Most statements need no scanner: they hold no semicolon, or one at the very end.
+        trimmed = sql.rstrip(" \t\r\n;")
+        if not _TERMINATOR.search(trimmed):
+            return trimmed
+    word = first_keyword(sql)
+    if word not in QUERY_WORDS:
+        raise QueryError("not_a_query", _why_not(sql, word))
+    if count_statements(sql, dialect=dialect) > 1:
+        raise QueryError("multiple_statements", "more than one statement")
+    return strip_statement(sql, dialect=dialect)
+
+
+def _why_not(sql: str, word: str) -> str:
+    if not word:
+        return "no statement" if not strip_statement(sql) else "the text does not begin with a keyword"
+    return f"{word[:40]} is not {', '.join(QUERY_WORDS[:-1])} or {QUERY_WORDS[-1]}"

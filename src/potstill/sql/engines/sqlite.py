@@ -1,0 +1,308 @@
+"""SQLite, for statements that nobody has read.
+
+What stops what (each of these has holes that another one covers):
+
+- the authorizer allows reading and nothing else, functions with side effects apart, and the database is opened
+  `mode=ro`;
+- `setlimit` bounds values, statements, nesting, and attached databases (which also stops `VACUUM INTO`);
+- the progress handler counts virtual machine steps, the clock behind it; one long operation calls no handler: the
+  process that waits for this one kills it;
+- the heap limit is for the whole process and cannot be raised again, so it is set in worker processes only.
+
+Under the authorizer no state outlives a statement, so connections are kept, the least recently used closed first.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from collections import OrderedDict
+from typing import ClassVar
+
+from potstill.sql.limits import Limits
+from potstill.sql.outcome import Cells, ErrorClass, QueryError, Result
+from potstill.sql.pinned import PINNED_NAMES, PinnedFunctions
+
+#: Connections kept open; each holds a file handle or two.
+MAX_CONNECTIONS = 32
+#: Virtual machine steps between two calls of the progress handler. Fewer cost time, more let long steps add up.
+STEPS_PER_CALL = 1000
+#: Rows fetched first, and then at a time: before the next are fetched, the caps are looked at.
+FIRST_ROWS, FETCH_ROWS = 8, 64
+
+_LONG_TYPES = frozenset({str, bytes})
+_ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
+#: Functions that load code, hand out pointers, touch files or the log, or write into an index.
+_REFUSED_FUNCTIONS = frozenset(
+    {
+        "load_extension", "fts3_tokenizer", "fts5", "fts5_decode", "optimize", "rtreecheck", "sqlite_log", "readfile",
+        "writefile", "edit", "zipfile", "lsmode", "fsdir",
+    }
+)  # fmt: skip
+_LIMITS = {
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 100,
+    sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 10,
+}
+#: Table-valued functions that build their table on first use, which the authorizer would refuse.
+_WARMED = ("SELECT * FROM json_each('[]')", "SELECT * FROM json_tree('[]')")
+_PINNED_IN_SCHEMA = re.compile(rf"\b({'|'.join(PINNED_NAMES)})\b", re.IGNORECASE)
+
+#: The start of a message (SQLite has one code for most of them) -> class. The first that fits wins.
+_MESSAGES: tuple[tuple[str, ErrorClass], ...] = (
+    (r"no such (table|view)", "no_such_table"),
+    (r"no such column", "no_such_column"),
+    (
+        r"near .*: syntax error|incomplete input|unrecognized token|unterminated|the query contains a null char",
+        "syntax",
+    ),
+    (r"you can only execute one statement", "multiple_statements"),
+    (r"not authorized|authorization denied|access to .* is prohibited|attempt to write|unsafe use of", "forbidden"),
+    (
+        r"string or blob too big|query string is too large|expression tree is too large|too many|parser stack overflow"
+        r"|at most \d+ tables",
+        "too_big",
+    ),
+    (r"out of memory", "out_of_memory"),
+    (r"interrupted", "timeout"),
+    (
+        r"unable to open database|file is not a database|database disk image is malformed|malformed database schema"
+        r"|unsupported file format",
+        "no_such_database",
+    ),
+)
+_CLASSES = tuple((re.compile(pattern, re.IGNORECASE | re.DOTALL), name) for pattern, name in _MESSAGES)
+
+
+class SqliteEngine:
+    """Runs statements on SQLite files; see the module.
+
+    Args:
+        limits: The limits of each statement.
+    """
+
+    dialect: ClassVar[str] = "sqlite"
+    suffixes: ClassVar[tuple[str, ...]] = (".sqlite", ".db", ".sqlite3")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._kept: OrderedDict[tuple[str, bool], _Guarded] = OrderedDict()
+
+    def run(self, database: str, sql: str, *, other_order: bool = False) -> Result:
+        """Run one statement; see `Engine`."""
+        key = (database, other_order)
+        guarded = self._connection(key)
+        try:
+            return guarded.run(sql)
+        except QueryError as error:
+            if error.error_class in ("out_of_memory", "no_such_database", "other"):
+                # What may have upset a connection is not built upon.
+                self._kept.pop(key).close()
+            raise
+
+    def close(self) -> None:
+        """Close all connections."""
+        while self._kept:
+            self._kept.popitem()[1].close()
+
+    def _connection(self, key: tuple[str, bool]) -> _Guarded:
+        guarded = self._kept.get(key)
+        if guarded is not None:
+            self._kept.move_to_end(key)
+            return guarded
+        while len(self._kept) >= MAX_CONNECTIONS:
+            self._kept.popitem(last=False)[1].close()
+        self._kept[key] = guarded = _Guarded(key[0], self._limits, other_order=key[1])
+        return guarded
+
+
+def set_heap_limit(max_bytes: int) -> None:
+    """Bound what SQLite may allocate in this process, for good."""
+    connection = sqlite3.connect(":memory:")
+    connection.execute(f"PRAGMA hard_heap_limit={max_bytes}")
+    connection.close()
+
+
+class _Guarded:
+    """One connection with all its guards."""
+
+    def __init__(self, uri: str, limits: Limits, *, other_order: bool) -> None:
+        self._limits = limits
+        self._pinned = PinnedFunctions(limits.clock, limits.max_value_bytes)
+        self._denied = ""
+        self._calls_left = 0
+        self._deadline = 0.0
+        self._stopped_by = ""
+        try:
+            # No cache of statements: the authorizer sees a statement only when it is prepared.
+            self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0, timeout=2.0)
+        except sqlite3.Error as error:
+            self._pinned.close()
+            raise QueryError("no_such_database", f"the database cannot be opened: {error}") from error
+        try:
+            self._guard(other_order)
+        except (sqlite3.Error, MemoryError) as error:
+            self.close()
+            raise QueryError("no_such_database", f"the database cannot be read: {error}") from error
+
+    def close(self) -> None:
+        """Close both connections."""
+        self._connection.close()
+        self._pinned.close()
+
+    def _guard(self, other_order: bool) -> None:
+        connection = self._connection
+        schema = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+        self._pinned.install(connection)
+        # A replaced function is no longer one that an untrusted schema may call: a view with `date()` would fail.
+        uses_pinned = any(_PINNED_IN_SCHEMA.search(sql) for _, sql in schema)
+        connection.execute(f"PRAGMA trusted_schema={'ON' if uses_pinned else 'OFF'}")
+        connection.execute("PRAGMA temp_store=MEMORY")
+        connection.execute("PRAGMA query_only=ON")
+        if other_order:
+            connection.execute("PRAGMA reverse_unordered_selects=ON")
+        self._warm(schema)
+        for limit, value in _LIMITS.items():
+            connection.setlimit(limit, value)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self._limits.max_value_bytes)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, self._limits.max_sql_bytes)
+        connection.set_progress_handler(self._tick, STEPS_PER_CALL)
+        connection.set_authorizer(self._authorize)
+
+    def _warm(self, schema: list[tuple[str, str]]) -> None:
+        """Build virtual tables now: their building declares a table, which the authorizer refuses."""
+        tables = [name for name, sql in schema if sql[:21].upper().startswith("CREATE VIRTUAL TABLE")]
+        quoted = [name.replace('"', '""') for name in tables]
+        for statement in (*_WARMED, *(f'SELECT * FROM "{name}" LIMIT 0' for name in quoted)):
+            try:
+                self._connection.execute(statement).close()
+            except sqlite3.Error:
+                continue  # a module that this SQLite lacks: whoever asks for the table gets the error
+
+    def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        if action not in _ALLOWED:
+            self._denied = _ACTIONS.get(action, f"action {action}")
+            return sqlite3.SQLITE_DENY
+        if action == sqlite3.SQLITE_FUNCTION and second is not None and second.lower() in _REFUSED_FUNCTIONS:
+            self._denied = f"the function {second}"
+            return sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_OK
+
+    def _tick(self) -> bool:
+        self._calls_left -= 1
+        if self._calls_left < 0:
+            self._stopped_by = f"{self._limits.max_vm_steps} virtual machine steps"
+        elif time.monotonic() > self._deadline:
+            self._stopped_by = f"{self._limits.timeout_s:g} s"
+        return bool(self._stopped_by)
+
+    def run(self, sql: str) -> Result:
+        """Run one statement."""
+        self._start()
+        try:
+            return self._read(sql, tolerant=False)
+        except sqlite3.OperationalError as error:
+            if not str(error).startswith("Could not decode to UTF-8"):
+                raise self._explain(error) from error
+        except _ENGINE_ERRORS as error:
+            raise self._explain(error) from error
+        # Only a text that is not UTF-8 pays for a decoder in Python.
+        self._start()
+        try:
+            return self._read(sql, tolerant=True)
+        except _ENGINE_ERRORS as error:
+            raise self._explain(error) from error
+
+    def _start(self) -> None:
+        self._denied = self._stopped_by = ""
+        self._calls_left = self._limits.max_vm_steps // STEPS_PER_CALL
+        self._deadline = time.monotonic() + self._limits.timeout_s
+        self._pinned.start_query()
+
+    def _read(self, sql: str, *, tolerant: bool) -> Result:
+        self._connection.text_factory = _decode if tolerant else str
+        cursor = self._connection.execute(sql)
+        try:
+            if cursor.description is None:
+                raise QueryError("not_a_query", "the statement has no result")
+            rows, types = self._fetch(cursor)
+            pinned = self._pinned
+            return Result(len(cursor.description), rows, frozenset(types), pinned.used_clock, pinned.used_random)
+        finally:
+            cursor.close()
+
+    def _fetch(self, cursor: sqlite3.Cursor) -> tuple[list[Cells], set[type]]:
+        rows: list[Cells] = []
+        types: set[type] = set()
+        budget = self._limits.max_result_bytes
+        step = FIRST_ROWS
+        while batch := cursor.fetchmany(step):
+            rows += batch
+            for row in batch:
+                types.update(map(type, row))
+            budget -= _bytes_of(batch, types)
+            if budget < 0:
+                limit = self._limits.max_result_bytes
+                raise QueryError("too_big", f"the result has more than {limit} bytes", truncated=True)
+            if len(rows) > self._limits.max_rows:
+                limit = self._limits.max_rows
+                raise QueryError("row_limit", f"the result has more than {limit} rows", truncated=True)
+            if len(batch) < step:
+                break
+            if time.monotonic() > self._deadline:
+                raise QueryError("timeout", f"stopped after {self._limits.timeout_s:g} s")
+            step = FETCH_ROWS
+        return rows, types
+
+    def _explain(self, error: BaseException) -> QueryError:
+        if self._denied:
+            return QueryError("forbidden", f"not allowed: {self._denied}")
+        if self._stopped_by:
+            return QueryError("timeout", f"stopped after {self._stopped_by}")
+        if isinstance(error, MemoryError):
+            return QueryError("out_of_memory", f"more memory than {self._limits.max_memory_bytes} bytes")
+        if isinstance(error, UnicodeEncodeError):
+            return QueryError("syntax", "the statement holds half of a surrogate pair, which is no text")
+        message = str(error)
+        if "Incorrect number of bindings" in message:
+            return QueryError("other", "the statement has parameters, and nothing to put in their place")
+        if message.removeprefix("no such function: ").lower() in _REFUSED_FUNCTIONS:
+            return QueryError("forbidden", message)
+        return QueryError(classify(message), message)
+
+
+def classify(message: str) -> ErrorClass:
+    """Return the class of an error of SQLite's from its message."""
+    return next((name for pattern, name in _CLASSES if pattern.search(message)), "other")
+
+
+def _bytes_of(rows: list[Cells], types: set[type]) -> int:
+    """Return how much rows weigh; a number counts eight bytes, a character one."""
+    size = 8 * len(rows) * len(rows[0])
+    if types.isdisjoint(_LONG_TYPES):
+        return size
+    return size + sum([len(cell) for row in rows for cell in row if isinstance(cell, str | bytes)])
+
+
+def _decode(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")
+
+
+#: Everything that running a statement may raise; `sqlite3.Warning` is what old versions raise for two statements.
+_ENGINE_ERRORS: tuple[type[BaseException], ...] = (
+    sqlite3.Error, sqlite3.Warning, MemoryError, OverflowError, ValueError, RecursionError,
+)  # fmt: skip
+
+_ACTIONS: dict[int, str] = {
+    getattr(sqlite3, f"SQLITE_{name}"): name.replace("_", " ")
+    for name in (
+        "CREATE_INDEX", "CREATE_TABLE", "CREATE_TEMP_INDEX", "CREATE_TEMP_TABLE", "CREATE_TEMP_TRIGGER",
+        "CREATE_TEMP_VIEW", "CREATE_TRIGGER", "CREATE_VIEW", "DELETE", "DROP_INDEX", "DROP_TABLE", "DROP_TEMP_INDEX",
+        "DROP_TEMP_TABLE", "DROP_TEMP_TRIGGER", "DROP_TEMP_VIEW", "DROP_TRIGGER", "DROP_VIEW", "INSERT", "PRAGMA",
+        "TRANSACTION", "UPDATE", "ATTACH", "DETACH", "ALTER_TABLE", "REINDEX", "ANALYZE", "CREATE_VTABLE",
+        "DROP_VTABLE", "SAVEPOINT",
+    )
+}  # fmt: skip

@@ -1,0 +1,220 @@
+"""What a worker process does with one statement: run gold and see how steady it is, run an answer and compare it.
+
+The results cross a pipe, so they are tuples of plain values.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from potstill.sql.compare import matches, runs, split
+from potstill.sql.engines import Engine
+from potstill.sql.ordering import find_ties
+from potstill.sql.outcome import Cells, QueryError, Result, types_of
+from potstill.sql.policy import Policy
+from potstill.sql.signature import PLAIN_TYPES, sign
+
+#: Gold results larger than this are not carried about: the signature decides most comparisons, else gold runs again.
+MAX_CARRIED_BYTES = 64_000
+#: Below this tolerance two numbers of twelve equal digits need not be close, so a signature keeps all digits.
+_TWELVE_DIGITS = 2e-11
+
+#: Statements whose bag of rows no order of reading can change: one plain select, or a count alone.
+_LEFT_TO_CHANCE = re.compile(
+    r"[(]|\b(limit|offset|group|having|distinct|union|intersect|except|window|over|with|values|current_\w+)\b",
+    re.IGNORECASE,
+)
+_ONLY_COUNT = re.compile(r"\s*select\s+count\s*\(\s*\*\s*\)(?=\s+from\b)", re.IGNORECASE)
+
+
+class Gold(NamedTuple):
+    """What became of a gold query.
+
+    Attributes:
+        status: ok, empty, nondeterministic (these are usable), error, timeout.
+        error_class: Why it failed, as a class, or "".
+        error: Why it failed, in words, or "".
+        column_count: Width of the result.
+        row_count: Number of rows.
+        rows: The rows, where they are few enough to be carried about.
+        groups: Where the outermost query orders: the sizes of the runs of ties.
+        signature: The result's signature under the policy.
+        has_real: Whether any cell is a real number.
+        unstable: Whether something in the result was left to chance.
+        used_clock: Whether it asked for the time.
+        used_random: Whether it threw dice.
+    """
+
+    status: str
+    error_class: str = ""
+    error: str = ""
+    column_count: int = 0
+    row_count: int = 0
+    rows: list[Cells] | None = None
+    groups: list[int] | None = None
+    signature: str = ""
+    has_real: bool = False
+    unstable: bool = False
+    used_clock: bool = False
+    used_random: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether an answer can be compared with it."""
+        return self.status in USABLE_STATUSES
+
+
+USABLE_STATUSES = frozenset({"ok", "empty", "nondeterministic"})
+
+
+class Answer(NamedTuple):
+    """What became of a statement that a model wrote; `error_class` is "" where it passed."""
+
+    error_class: str
+    error: str = ""
+    truncated: bool = False
+    row_count: int = 0
+    column_count: int = 0
+    signature: str = ""
+    used_clock: bool = False
+    used_random: bool = False
+    match: bool | None = None
+    seconds: float = 0.0
+
+
+class Evaluator:
+    """Runs gold queries and answers on one engine under one policy.
+
+    Args:
+        engine: The engine.
+        policy: The comparison policy.
+        restart_clock: Called before a further statement is run for the same task, so that each has its own time.
+    """
+
+    def __init__(self, engine: Engine, policy: Policy, restart_clock: Callable[[], None] = lambda: None) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._restart_clock = restart_clock
+        self._exact = policy.float_rel_tol < _TWELVE_DIGITS
+        self._settles = settles(policy)
+
+    def gold(self, database: str, sql: str) -> Gold:
+        """Run a gold query, once more in another order of reading, and find its runs of ties."""
+        try:
+            result = self._engine.run(database, sql)
+        except QueryError as error:
+            status = "timeout" if error.error_class in ("timeout", "killed") else "error"
+            return Gold(status, error.error_class, error.message)
+        unsteady = self._is_unsteady(database, sql, result)
+        ties = find_ties(sql, result, self._engine.dialect, lambda probe: self._run_again(database, probe))
+        groups = None if ties is None else ties.sizes
+        return Gold(
+            status="nondeterministic" if unsteady else "ok" if result.rows else "empty",
+            column_count=result.column_count,
+            row_count=len(result.rows),
+            rows=result.rows if _is_small(result) else None,
+            groups=groups,
+            signature=self._sign(result, runs(len(result.rows), self._policy, groups)),
+            has_real=result.has_real,
+            unstable=unsteady or result.used_random or (ties is not None and ties.cut),
+            used_clock=result.used_clock,
+            used_random=result.used_random,
+        )
+
+    def answer(self, database: str, sql: str, gold: Gold | None, gold_sql: str = "") -> Answer:
+        """Run an answer and compare it with gold, if there is gold to compare it with."""
+        started = time.perf_counter()
+        usable = gold is not None and gold.usable
+        try:
+            result = self._engine.run(database, sql)
+        except QueryError as error:
+            seconds = time.perf_counter() - started
+            match = False if usable else None
+            return Answer(error.error_class, error.message, error.truncated, match=match, seconds=seconds)
+        seconds = time.perf_counter() - started
+        groups = gold.groups if gold is not None and gold.usable else None
+        sizes = runs(len(result.rows), self._policy, groups)
+        if sizes is not None and gold is not None and sum(sizes) == gold.row_count != len(result.rows):
+            sizes = [1] * len(result.rows)
+        signature = self._sign(result, sizes)
+        return Answer(
+            "",
+            row_count=len(result.rows),
+            column_count=result.column_count,
+            signature=signature,
+            used_clock=result.used_clock,
+            used_random=result.used_random,
+            match=self._match(database, gold, gold_sql, result, signature) if gold is not None and usable else None,
+            seconds=seconds,
+        )
+
+    def agrees(self, database: str, gold_sql: str, sql: str) -> bool | None:
+        """Run gold and an answer on a changed database; None where gold fails there or nothing can be told."""
+        gold = self.gold(database, gold_sql)
+        if not gold.usable:
+            return None
+        self._restart_clock()
+        return bool(self.answer(database, sql, gold, gold_sql).match)
+
+    def _match(self, database: str, gold: Gold, gold_sql: str, result: Result, signature: str) -> bool | None:
+        if signature == gold.signature:
+            return True
+        if self._settles and not gold.has_real and not result.has_real:
+            return False
+        if self._settles and (gold.row_count, gold.column_count) != (len(result.rows), result.column_count):
+            return False
+        rows = gold.rows
+        if rows is None:
+            try:
+                rows = self._run_again(database, gold_sql).rows
+            except QueryError:
+                return None  # gold ran before, and now it does not: nobody's answer is to blame
+        return matches(Result(gold.column_count, rows, types_of(rows)), result, self._policy, groups=gold.groups)
+
+    def _is_unsteady(self, database: str, sql: str, result: Result) -> bool:
+        """Whether the bag of rows changes when unordered rows are read in another order."""
+        if not _LEFT_TO_CHANCE.search(_ONLY_COUNT.sub("", sql)):
+            return False
+        self._restart_clock()
+        try:
+            other = self._engine.run(database, sql, other_order=True)
+        except QueryError:
+            return False  # it ran once within its limits; the second time only asks about its rows
+        bag = replace(self._policy, row_order="ignore", duplicates="bag", column_order="strict", extra_columns=False)
+        return not matches(result, other, bag)
+
+    def _run_again(self, database: str, sql: str) -> Result:
+        self._restart_clock()
+        return self._engine.run(database, sql)
+
+    def _sign(self, result: Result, sizes: list[int] | None) -> str:
+        return sign(
+            result.column_count, split(result.rows, sizes), plain=result.types <= PLAIN_TYPES, exact=self._exact
+        )
+
+
+def settles(policy: Policy) -> bool:
+    """Whether two unequal signatures mean no match, unless real numbers take part."""
+    return (
+        policy.duplicates == "bag"
+        and policy.column_order == "strict"
+        and not policy.extra_columns
+        and not policy.numeric_text
+        and policy.empty_width == "compare"
+    )
+
+
+def _is_small(result: Result) -> bool:
+    if len(result.rows) * result.column_count * 8 > MAX_CARRIED_BYTES:
+        return False
+    sizes = (len(cell) if isinstance(cell, str | bytes) else 8 for row in result.rows for cell in row)
+    return sum(sizes) <= MAX_CARRIED_BYTES
+
+
+def pack(gold: Gold, *, with_rows: bool) -> tuple[Any, ...]:
+    """Return a gold result as the plain tuple that crosses a pipe, without its rows where the signature will do."""
+    return tuple(gold if with_rows or gold.has_real else gold._replace(rows=None))

@@ -1,0 +1,150 @@
+"""Gold results on disk: one line per distinct (database, gold query), sorted by key, found without reading the file.
+
+The file may be as large as the input; a job that executes one chunk needs a few of its lines. Each line begins with
+its key, so a binary search over the mapped file finds one in some twenty steps and no index is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+from pathlib import Path
+from typing import Any
+
+from potstill.errors import InputError
+from potstill.records import Row
+from potstill.rows import loads
+from potstill.sql.evaluate import Gold
+
+_KEY_PREFIX = b'{"gold_key":"'
+_KEY_LENGTH = 32
+
+
+def gold_key(database: str, sql: str) -> str:
+    """Return the key of a gold query on a database, both as the rows name them."""
+    text = f"{database}\x00{sql}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest()[:_KEY_LENGTH]
+
+
+def to_line(key: str, database: str, sql: str, gold: Gold) -> Row:
+    """Return one line of the audit."""
+    return {
+        "gold_key": key,  # first: the search reads no further
+        "database": database,
+        "gold_sql": sql,
+        "gold_status": gold.status,
+        "gold_unstable": gold.unstable,
+        "error_class": gold.error_class or None,
+        "error": gold.error or None,
+        "row_count": gold.row_count if gold.usable else None,
+        "column_count": gold.column_count if gold.usable else None,
+        "result_signature": gold.signature or None,
+        "tie_groups": gold.groups,
+        "has_real": gold.has_real,
+        "used_clock": gold.used_clock,
+        "used_random": gold.used_random,
+        "result": None if gold.rows is None else [[_to_json(cell) for cell in row] for row in gold.rows],
+    }
+
+
+def from_line(line: Row, *, with_rows: bool = True) -> Gold:
+    """Return the gold result of a line; without its rows where they are not asked for and hold no real numbers."""
+    rows = line["result"] if with_rows or line["has_real"] else None
+    return Gold(
+        status=line["gold_status"],
+        error_class=line["error_class"] or "",
+        error=line["error"] or "",
+        column_count=line["column_count"] or 0,
+        row_count=line["row_count"] or 0,
+        rows=None if rows is None else [tuple([_from_json(cell) for cell in row]) for row in rows],
+        groups=line["tie_groups"],
+        signature=line["result_signature"] or "",
+        has_real=line["has_real"],
+        unstable=line["gold_unstable"],
+        used_clock=line["used_clock"],
+        used_random=line["used_random"],
+    )
+
+
+def _to_json(cell: Any) -> Any:
+    if isinstance(cell, bytes):
+        return {"blob": cell.hex()}
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return {"real": repr(cell)}
+    return cell
+
+
+def _from_json(cell: Any) -> Any:
+    if isinstance(cell, dict):
+        return bytes.fromhex(cell["blob"]) if "blob" in cell else float(cell["real"])
+    return cell
+
+
+class GoldFile:
+    """The gold results of a run, by key; a context manager.
+
+    Args:
+        path: The audit's file.
+
+    Raises:
+        InputError: When it cannot be read or is not such a file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with path.open("rb") as stream:
+                empty = not stream.read(1)
+                self._map = None if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+    def __enter__(self) -> GoldFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._map is not None:
+            self._map.close()
+
+    def find(self, key: str, *, with_rows: bool = True) -> Gold | None:
+        """Return a gold result, or None where the file has no such key.
+
+        Keys are hashes, so a key says about where in the file its line is: each guess is made by that (interpolation
+        search), every third one halves what is left, in case the lines are of very uneven length.
+        """
+        mapped = self._map
+        if mapped is None:
+            return None
+        wanted, number = key.encode(), int(key, 16)
+        low, high = 0, len(mapped)  # the line, if there is one, starts in [low, high)
+        low_number, high_number = 0, 1 << (4 * _KEY_LENGTH)
+        step = 0
+        while low < high:
+            step += 1
+            share = (number - low_number) / (high_number - low_number) if step % 3 else 0.5
+            start = mapped.rfind(b"\n", low, low + int((high - low) * share)) + 1 or low
+            found = self._key_at(start)
+            if found == wanted:
+                return from_line(loads(mapped[start : self._line_end(start)]), with_rows=with_rows)
+            if found < wanted:
+                low, low_number = self._line_end(start), int(found, 16)
+            else:
+                high, high_number = start, int(found, 16)
+        return None
+
+    def _line_end(self, start: int) -> int:
+        assert self._map is not None
+        end = self._map.find(b"\n", start)
+        return len(self._map) if end < 0 else end + 1
+
+    def _key_at(self, start: int) -> bytes:
+        assert self._map is not None
+        head = self._map[start : start + len(_KEY_PREFIX) + _KEY_LENGTH]
+        if not head.startswith(_KEY_PREFIX):
+            raise InputError(f"{self._path}: byte {start}: not a line of a gold audit; run audit_gold again")
+        return head[len(_KEY_PREFIX) :]

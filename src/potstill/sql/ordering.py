@@ -1,0 +1,352 @@
+"""What gold's ORDER BY asks of an answer: nothing, or gold's order with the rows that tie free among themselves.
+
+Only the outermost query counts, found in the parsed statement: the words `order by` stand in subqueries, windows and
+literals too. Which rows tie is asked of the database itself: the sort keys are appended to gold's own select list, and
+where two keys differ only as a collation may overlook, `dense_rank() OVER (ORDER BY …)` instead. What such a probe
+returns is believed only where its other columns are gold's rows again; else the keys that stand in the result decide,
+else no two rows tie.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
+
+from potstill.sql.matching import Tolerance, same_bag
+from potstill.sql.outcome import Cells, QueryError, Result
+
+_MAY_ORDER = re.compile(r"order\s+by|order\s*(--|/\*)", re.IGNORECASE)
+
+#: What a word in it does not count: literals, quoted names, comments.
+_HIDDEN = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
+#: A longer statement goes to the parser: patterns take their time.
+MAX_SIMPLE_CHARS = 4000
+_NAME_QUOTES = '"`[]'
+_QUOTES = "'\"`["
+_SIMPLE = re.compile(
+    r"\s*select\s+(?!distinct\b)(?P<items>.*?)(?=\sfrom\s)(?P<middle>.*?)\sorder\s+by\s(?P<terms>.*?)"
+    r"(?:\slimit\s+(?P<limit>\d{1,9})(?:\s+offset\s+\d+)?)?\s*",
+    re.IGNORECASE | re.DOTALL,
+)
+_ONCE = tuple(re.compile(rf"\b{word}\b", re.IGNORECASE) for word in ("select", "from", r"order\s+by"))
+_NAME = r"""[A-Za-z_]\w*|"[^"]+"|`[^`]+`|\[[^\]]+\]"""
+_ITEM = re.compile(
+    rf"(?P<expression>.+?)(?:\s+as\s+(?P<alias>{_NAME})|(?<=[\w)\]`\"])\s+(?P<bare>{_NAME}))?",
+    re.IGNORECASE | re.DOTALL,
+)
+_TERM = re.compile(
+    r"(?P<base>.+?)(?P<direction>(?:\s+(?:asc|desc))?(?:\s+nulls\s+(?:first|last))?)", re.IGNORECASE | re.DOTALL
+)
+
+RunQuery = Callable[[str], Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """The runs of rows that tie under gold's ORDER BY.
+
+    Attributes:
+        sizes: How many rows each run has, in gold's order; their sum is the number of rows.
+        cut: True where a LIMIT cut through a run: which of its rows are in the result was left to chance.
+    """
+
+    sizes: list[int]
+    cut: bool = False
+
+
+def find_ties(sql: str, result: Result, dialect: str, run: RunQuery) -> Ties | None:
+    """Return the runs of ties of gold's result, or None where nothing is ordered by its outermost query.
+
+    Args:
+        sql: Gold's statement, which the engine has run.
+        result: What it gave.
+        dialect: How sqlglot names its SQL.
+        run: Runs one more statement on the same database.
+    """
+    if not result.rows or not _MAY_ORDER.search(sql):
+        return None
+    simple = _read_simple(sql)
+    if simple is not None:
+        ties = _ask(simple, result, run)
+        if ties is not None:
+            return ties
+    query = _parse(sql, dialect)
+    if query is None:
+        return Ties([1] * len(result.rows))  # unread: the safe side is the order that gold gave
+    if not query.args.get("order"):
+        return None
+    strict = Ties([1] * len(result.rows))
+    return _probe(query, result, dialect, run) or _from_result(query, result) or strict
+
+
+class _Probe(NamedTuple):
+    """Statements that tell which of gold's rows tie.
+
+    Attributes:
+        by_keys: Gold's statement with the sort keys as further columns.
+        key_count: How many of them there are.
+        by_rank: Gold's statement with the rank as one more column.
+        limited: Whether both ask for one row more than gold does, to see whether LIMIT cuts through a tie.
+    """
+
+    by_keys: str
+    key_count: int
+    by_rank: str
+    limited: bool
+
+
+def _ask(probe: _Probe, result: Result, run: RunQuery) -> Ties | None:
+    """Return the runs of ties that a probe tells; None where it does not work or does not give gold's rows again."""
+    try:
+        return _read_runs(run(probe.by_keys), probe.key_count, result, limited=probe.limited)
+    except _Unclear:
+        pass
+    except QueryError:
+        return None
+    try:
+        return _read_runs(run(probe.by_rank), 1, result, limited=probe.limited)
+    except QueryError:
+        return None
+
+
+class _Unclear(Exception):
+    """Raised when it depends on a collation whether two rows tie."""
+
+
+def _read_simple(sql: str) -> _Probe | None:
+    """Read a statement of one SELECT, one FROM and one ORDER BY; a parser takes longer than most queries.
+
+    The probe is checked against gold's rows like any other: what is misread here is found out there.
+    """
+    if len(sql) > MAX_SIMPLE_CHARS:
+        return None
+    masked = _HIDDEN.sub(lambda hidden: ("x" if hidden.group()[0] in _QUOTES else " ") * len(hidden.group()), sql)
+    found = _SIMPLE.fullmatch(masked) if all(len(word.findall(masked)) == 1 for word in _ONCE) else None
+    if found is None:
+        return None
+    if any(masked.count("(", 0, at) != masked.count(")", 0, at) for at in (found.end("items"), found.end("middle"))):
+        return None
+    items = [_ITEM.fullmatch(sql[first:last].strip()) for first, last in _spans(masked, *found.span("items"))]
+    terms = [_TERM.fullmatch(sql[first:last].strip()) for first, last in _spans(masked, *found.span("terms"))]
+    if not all(items) or not all(terms):
+        return None
+    keys = _window_keys([item for item in items if item], [term for term in terms if term])
+    if not keys:
+        return None
+    limit = found["limit"]
+    head, tail = sql[: found.end("items")], sql[found.end("items") : found.start("limit") if limit else None]
+    if limit:
+        tail += f"{int(limit) + 1}{sql[found.end('limit') :]}"
+    columns = ", ".join(base for base, _ in keys)
+    order = ", ".join(f"{base} {direction}" for base, direction in keys)
+    return _Probe(
+        by_keys=f"{head}, {columns} {tail}",
+        key_count=len(keys),
+        by_rank=f"{head}, dense_rank() OVER (ORDER BY {order}) {tail}",
+        limited=bool(limit),
+    )
+
+
+def _window_keys(items: list[re.Match[str]], terms: list[re.Match[str]]) -> list[tuple[str, str]]:
+    """Return sort terms and their directions as a window takes them; none if one of them is odd.
+
+    A place or an alias stands for its expression: a select list cannot name its own columns.
+    """
+    named = {
+        (item["alias"] or item["bare"]).strip(_NAME_QUOTES).lower(): item["expression"]
+        for item in items
+        if item["alias"] or item["bare"]
+    }
+    keys = []
+    for term in terms:
+        base = term["base"].strip()
+        if base.isdigit():
+            item = items[int(base) - 1] if 0 < int(base) <= len(items) else None
+            if item is None or any(each["expression"].endswith("*") for each in items[: int(base)]):
+                return []
+            base = item["expression"]
+        keys.append((named.get(base.strip(_NAME_QUOTES).lower(), base), term["direction"] or ""))
+    return keys
+
+
+def _spans(masked: str, first: int, last: int) -> list[tuple[int, int]]:
+    """Return the parts of a list between commas that stand outside parentheses."""
+    spans, depth, start = [], 0, first
+    for at in range(first, last):
+        depth += {"(": 1, ")": -1}.get(masked[at], 0)
+        if masked[at] == "," and depth == 0:
+            spans.append((start, at))
+            start = at + 1
+    return [*spans, (start, last)]
+
+
+def _parse(sql: str, dialect: str) -> Any:
+    import sqlglot
+    from sqlglot import exp
+    from sqlglot.errors import SqlglotError
+
+    try:
+        query = sqlglot.parse_one(sql, read=dialect)
+    except (SqlglotError, RecursionError, ValueError, IndexError, AttributeError):
+        return None  # the last three: sqlglot's own slips on odd statements
+    while isinstance(query, exp.Subquery) and not query.args.get("order"):
+        query = query.this
+    return query if isinstance(query, exp.Query) else None
+
+
+def _probe(query: Any, result: Result, dialect: str, run: RunQuery) -> Ties | None:
+    """Ask the database for the rank of each row."""
+    from sqlglot import exp
+
+    if not isinstance(query, exp.Select):
+        return None
+    for resolve in (_as_written, _aliases_resolved):
+        order = [resolve(key, query) for key in query.args["order"].expressions]
+        if any(key is None for key in order):
+            continue
+        rank = exp.Window(this=exp.Anonymous(this="dense_rank"), order=exp.Order(expressions=order))
+        by_keys, limited = _extended(query, [key.this.copy() for key in order])
+        by_rank, _ = _extended(query, [rank])
+        probe = _Probe(by_keys.sql(dialect=dialect), len(order), by_rank.sql(dialect=dialect), limited)
+        ties = _ask(probe, result, run)
+        if ties is not None:
+            return ties
+    return None
+
+
+def _extended(query: Any, columns: list[Any]) -> tuple[Any, bool]:
+    """Return the query with further columns, and whether it now asks for one row more."""
+    longer = query.copy()
+    longer.set("expressions", [*longer.expressions, *columns])
+    return longer, _raise_limit(longer)
+
+
+def _raise_limit(query: Any) -> bool:
+    """Ask for one row more than gold does, to see whether LIMIT cuts through a tie."""
+    from sqlglot import exp
+
+    limit = query.args.get("limit")
+    count = limit.args.get("expression") if isinstance(limit, exp.Limit) else None
+    if not isinstance(count, exp.Literal) or count.is_string or not count.this.isdigit():
+        return False
+    limit.set("expression", exp.Literal.number(int(count.this) + 1))
+    return True
+
+
+def _as_written(key: Any, query: Any) -> Any:
+    """Return a sort key for the window: a place or a bare alias stands for its select expression."""
+    from sqlglot import exp
+
+    term, key = key.this, key.copy()
+    if isinstance(term, exp.Literal) and not term.is_string:
+        key.set("this", _nth(query, term.this))
+        return key if key.this is not None else None
+    if isinstance(term, exp.Column) and not term.table:
+        named = _by_alias(query, term.name)
+        if named is not None:
+            key.set("this", named.copy())
+    return key
+
+
+def _aliases_resolved(key: Any, query: Any) -> Any:
+    """Return a sort key with each alias in it, not only a bare one, replaced by its select expression."""
+    from sqlglot import exp
+
+    key = _as_written(key, query)
+    if key is None:
+        return None
+
+    def replace(node: Any) -> Any:
+        named = _by_alias(query, node.name) if isinstance(node, exp.Column) and not node.table else None
+        return exp.Paren(this=named.copy()) if named is not None else node
+
+    return key.transform(replace)
+
+
+def _nth(query: Any, place: str) -> Any:
+    from sqlglot import exp
+
+    before = query.expressions[: int(place)] if place.isdigit() else []
+    if len(before) != int(place or 0) or any(item.is_star for item in before):
+        return None
+    last = before[-1]
+    return (last.this if isinstance(last, exp.Alias) else last).copy()
+
+
+def _by_alias(query: Any, name: str) -> Any:
+    from sqlglot import exp
+
+    return next(
+        (item.this for item in query.expressions if isinstance(item, exp.Alias) and item.alias.lower() == name.lower()),
+        None,
+    )
+
+
+def _read_runs(probed: Result, key_count: int, result: Result, *, limited: bool) -> Ties | None:
+    """Return the runs that the last columns tell, if the other columns are gold's rows again."""
+    count, width = len(result.rows), result.column_count
+    if probed.column_count != width + key_count or not count <= len(probed.rows) <= count + limited:
+        return None
+    ties = [_tie(earlier[width:], later[width:]) for earlier, later in pairwise(probed.rows)]
+    sizes = [1]
+    for tied in ties[: count - 1]:
+        if tied:
+            sizes[-1] += 1
+        else:
+            sizes.append(1)
+    cut = len(ties) == count and ties[-1]
+    at = 0
+    for place, size in enumerate(sizes):
+        rows = [row[:width] for row in probed.rows[at : at + size]]
+        is_cut = cut and place == len(sizes) - 1
+        if not is_cut and not same_bag(rows, result.rows[at : at + size], Tolerance(1e-9, 0.0)):
+            return None
+        at += size
+    return Ties(sizes, cut)
+
+
+def _tie(left: Cells, right: Cells) -> bool:
+    """Whether two rows tie by their keys."""
+    if left == right:
+        return True
+    if tuple(map(_folded, left)) == tuple(map(_folded, right)):
+        raise _Unclear
+    return False
+
+
+def _folded(cell: Any) -> Any:
+    """Return what SQLite's collations may leave of a key: NOCASE overlooks case, RTRIM trailing blanks."""
+    return cell.rstrip(" ").lower() if isinstance(cell, str) else cell
+
+
+def _from_result(query: Any, result: Result) -> Ties | None:
+    """Return the runs by the sort keys that stand in the result, if all of them do."""
+    places = [_place(key.this, query, result.column_count) for key in query.args["order"].expressions]
+    if any(place is None for place in places):
+        return None
+
+    def keys(row: Cells) -> Sequence[Any]:
+        return [row[place] for place in places if place is not None]
+
+    return Ties([sum(1 for _ in run) for _, run in groupby(result.rows, key=keys)])
+
+
+def _place(term: Any, query: Any, column_count: int) -> int | None:
+    """Return which column of the result a sort key is; None where it is none of them, or unclear."""
+    from sqlglot import exp
+
+    if isinstance(term, exp.Literal) and not term.is_string:
+        place = int(term.this) - 1 if term.this.isdigit() else -1
+        return place if 0 <= place < column_count else None
+    selects = query.selects
+    if len(selects) != column_count or any(item.is_star for item in selects):
+        return None
+    for place, item in enumerate(selects):
+        if isinstance(term, exp.Column) and not term.table and item.alias_or_name.lower() == term.name.lower():
+            return place
+        if term == item.unalias():
+            return place
+    return None

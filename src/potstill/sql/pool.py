@@ -1,0 +1,327 @@
+"""Worker processes that can be killed, behind one call: tasks in, outcomes out, in order.
+
+Tasks go to the workers in batches, so that a short query does not pay for a pipe each time. A worker says on a shared
+page which task it is at and since when. One that outlives its limits is killed: that task's outcome is `Killed`, the
+others of the batch go to the worker that takes its place. A worker that dies by itself is treated the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import marshal
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from mmap import mmap
+from pathlib import Path
+from typing import IO, Any
+
+from potstill.errors import PotstillError
+from potstill.sql.limits import Limits
+from potstill.sql.policy import Policy
+from potstill.sql.worker import LENGTH, STATE, frame
+
+#: Tasks of a batch: a batch is what may have to be done again after a kill.
+BATCH_TASKS = 64
+#: Batches that each worker has before it, so that it never waits for the next one.
+BATCHES_AHEAD = 3
+#: Bytes that a pipe should hold.
+PIPE_BYTES = 1 << 20
+#: Seconds between two looks at what the workers are doing.
+WATCH_S = 0.2
+#: Deaths in a row without one task done, after which something is wrong with the installation.
+MAX_IDLE_DEATHS = 3
+
+#: What the worker's interpreter runs: our path first, so that it finds what we found.
+_START = (
+    "import json, sys\n"
+    "setup, sys.path[:] = json.loads(sys.argv[1])\n"
+    "from potstill.sql.worker import main\n"
+    "main(setup)\n"
+)
+
+Task = tuple[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """The outcome of a task whose worker had to be killed, or died."""
+
+    message: str
+
+
+class Pool:
+    """A few worker processes of one engine; a context manager, at whose end none of them is left.
+
+    Args:
+        engine: The engine's name.
+        limits: The limits of each statement.
+        policy: The comparison policy.
+        workers: How many processes.
+    """
+
+    def __init__(self, engine: str, limits: Limits, policy: Policy, *, workers: int = 1) -> None:
+        self._limits = limits
+        self._setup = {"engine": engine, "limits": asdict(limits), "policy": policy.as_dict(), "parent": os.getpid()}
+        self._count = max(1, workers)
+        self._workers: list[_Worker] = []
+        self._scratch = tempfile.TemporaryDirectory(prefix="potstill-sql-", ignore_cleanup_errors=True)
+        self._idle_deaths = 0
+        self._numbers = itertools.count(1)
+        self._unsent: deque[_Batch] = deque()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill all workers: none of them holds anything that is worth a farewell."""
+        self._kill_all()
+        self._scratch.cleanup()
+
+    def submit(self, tasks: Iterable[Task]) -> list[_Batch]:
+        """Hand in tasks, without waiting for anything; `collect` takes what is returned.
+
+        Args:
+            tasks: `(kind, arguments)`, as `potstill.sql.worker` knows them.
+        """
+        numbered = [(number, *task) for number, task in zip(self._numbers, tasks, strict=False)]
+        batches = [_Batch(numbered[at : at + BATCH_TASKS]) for at in range(0, len(numbered), BATCH_TASKS)]
+        self._unsent += batches
+        self._dispatch()
+        return batches
+
+    def collect(self, batches: Iterable[_Batch]) -> Iterator[Any]:
+        """Yield the outcome of each task, in order: what the worker returned, or `Killed`.
+
+        Raises:
+            PotstillError: When workers die without doing anything.
+        """
+        for batch in batches:
+            while not batch.is_done():
+                self._unsent.extendleft(reversed(self._wait()))
+                self._dispatch()
+            yield from batch.outcomes()
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[Any]:
+        """Yield the outcome of each task, in order, reading the tasks only a bounded way ahead."""
+        stream = iter(tasks)
+        ahead: deque[list[_Batch]] = deque()
+        while some := list(islice(stream, BATCH_TASKS)):
+            ahead.append(self.submit(some))
+            if len(ahead) > self._count * (BATCHES_AHEAD + 1):
+                yield from self.collect(ahead.popleft())
+        while ahead:
+            yield from self.collect(ahead.popleft())
+
+    def _dispatch(self) -> None:
+        while self._unsent and (worker := self._free_worker()) is not None:
+            worker.give(self._unsent.popleft())
+
+    def _kill_all(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self._workers.clear()
+
+    def _free_worker(self) -> _Worker | None:
+        """Return a worker with room for one more batch, started if need be."""
+        ready = [worker for worker in self._workers if len(worker.batches) < BATCHES_AHEAD]
+        idle = [worker for worker in ready if not worker.batches]
+        if not idle and len(self._workers) < self._count:
+            self._workers.append(_Worker(self._setup, self._scratch.name))
+            return self._workers[-1]
+        return min(ready, key=lambda worker: len(worker.batches), default=None)
+
+    def _wait(self) -> list[_Batch]:
+        """Wait until something has happened; return the batches of workers that are no more."""
+        with selectors.DefaultSelector() as selector:
+            for worker in self._workers:
+                worker.register(selector)
+            for key, events in selector.select(WATCH_S):
+                key.data(events)
+        lost: list[_Batch] = []
+        for worker in list(self._workers):
+            message = worker.overdue(self._limits) or worker.died()
+            if message:
+                lost += self._bury(worker, message)
+        return lost
+
+    def _bury(self, worker: _Worker, message: str) -> list[_Batch]:
+        self._workers.remove(worker)
+        number = worker.kill()
+        culprit = next((batch for batch in worker.batches if number in batch.missing), None)
+        if culprit is not None:
+            culprit.put(number, Killed(message))
+        self._idle_deaths = 0 if culprit is not None or worker.has_answered else self._idle_deaths + 1
+        if self._idle_deaths >= MAX_IDLE_DEATHS:
+            raise PotstillError(f"the SQL worker process does not start: {worker.last_words() or message}")
+        return [batch for batch in worker.batches if not batch.is_done()]
+
+
+class _Batch:
+    """Tasks that travel together, and what has come back of them."""
+
+    def __init__(self, tasks: list[tuple[int, str, tuple[Any, ...]]]) -> None:
+        self.tasks = tasks
+        self.missing = {task[0] for task in tasks}
+        self._results: dict[int, Any] = {}
+
+    def put(self, number: int, outcome: Any) -> None:
+        """Take one outcome."""
+        self._results[number] = outcome
+        self.missing.discard(number)
+
+    def is_done(self) -> bool:
+        """Whether every task has its outcome."""
+        return not self.missing
+
+    def outcomes(self) -> Iterator[Any]:
+        """Yield the outcomes in the order of the tasks."""
+        for task in self.tasks:
+            yield self._results[task[0]]
+
+    def rest(self) -> list[tuple[int, str, tuple[Any, ...]]]:
+        """Return the tasks that have no outcome yet."""
+        return [task for task in self.tasks if task[0] in self.missing] if self._results else self.tasks
+
+
+class _Worker:
+    """One worker process, its pipes and the batches it was given."""
+
+    def __init__(self, setup: dict[str, Any], scratch: str) -> None:
+        self.batches: deque[_Batch] = deque()
+        self.has_answered = False
+        self._page_file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
+        self._page_file.truncate(STATE.size)
+        self._page = mmap(self._page_file.fileno(), STATE.size)
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as above
+        self._process = self._start({**setup, "page": self._page_file.fileno(), "scratch": scratch})
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        os.set_blocking(self._requests.fileno(), False)
+        os.set_blocking(self._answers.fileno(), False)
+        _widen(self._requests)
+        _widen(self._answers)
+        self._outbox = bytearray()
+        self._inbox = bytearray()
+        self._ended = False
+
+    def _start(self, setup: dict[str, Any]) -> subprocess.Popen[bytes]:
+        # The same interpreter with the same path; nothing is looked up by name, no environment need be active.
+        path = [str(Path(entry).absolute()) for entry in sys.path]
+        return subprocess.Popen(
+            [sys.executable, "-I", "-B", "-c", _START, json.dumps([setup, path])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            pass_fds=[setup["page"]],
+            bufsize=0,
+            env={**os.environ, "TZ": "UTC"},
+        )
+
+    def give(self, batch: _Batch) -> None:
+        """Queue one batch."""
+        self.batches.append(batch)
+        self._outbox += frame(batch.rest())
+        self._write(0)
+
+    def register(self, selector: selectors.BaseSelector) -> None:
+        """Say what there is to wait for."""
+        if not self._ended:
+            selector.register(self._answers, selectors.EVENT_READ, self._read)
+        if self._outbox:
+            selector.register(self._requests, selectors.EVENT_WRITE, self._write)
+
+    def _write(self, _: int) -> None:
+        try:
+            sent = os.write(self._requests.fileno(), self._outbox)
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self._outbox.clear()  # it is dead: `died` sees to it
+            return
+        del self._outbox[:sent]
+
+    def _read(self, _: int) -> None:
+        try:
+            chunk = os.read(self._answers.fileno(), 1 << 18)
+        except BlockingIOError:
+            return
+        if not chunk:
+            self._ended = True
+            return
+        self._inbox += chunk
+        at = 0
+        while len(self._inbox) - at >= LENGTH.size:
+            end = at + LENGTH.size + LENGTH.unpack_from(self._inbox, at)[0]
+            if len(self._inbox) < end:
+                break
+            self._take(marshal.loads(memoryview(self._inbox)[at + LENGTH.size : end]))
+            at = end
+        del self._inbox[:at]
+
+    def _take(self, done: list[tuple[int, Any]]) -> None:
+        self.has_answered = True
+        batch = self.batches[0]
+        for number, outcome in done:
+            batch.put(number, outcome)
+        if batch.is_done():
+            self.batches.popleft()
+
+    def overdue(self, limits: Limits) -> str:
+        """Return why the worker must be killed, or "" if it need not."""
+        number, since = STATE.unpack_from(self._page, 0)
+        allowed = limits.timeout_s + limits.kill_grace_s
+        if not number or time.monotonic() - since <= allowed or not self.batches:
+            return ""
+        return f"killed after {allowed:g} s: the time limit of {limits.timeout_s:g} s did not stop it"
+
+    def died(self) -> str:
+        """Return how the worker ended by itself, or "" while it lives."""
+        if not self._ended:
+            return ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        code = self._process.returncode
+        if code is not None and code < 0:
+            return f"the worker process died of {signal.Signals(-code).name}"
+        return f"the worker process ended with status {code}: {self.last_words()}"
+
+    def kill(self) -> int:
+        """Kill the process, read what it had sent, and return the number of the task it was at."""
+        self._process.kill()
+        self._process.wait()
+        while not self._ended:
+            self._read(0)
+        number = int(STATE.unpack_from(self._page, 0)[0])
+        self._requests.close()
+        self._answers.close()
+        self._page.close()
+        self._page_file.close()
+        return number
+
+    def last_words(self) -> str:
+        """Return the last line that the process wrote on stderr."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    """Let a pipe hold more (on Linux), so that a worker finds its next batch there while we do something else."""
+    with contextlib.suppress(OSError, AttributeError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)

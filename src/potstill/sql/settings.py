@@ -1,0 +1,111 @@
+"""The config section `execute`, as the SQL stages read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from potstill.sql.databases import Databases
+from potstill.sql.engines import engine_class
+from potstill.sql.limits import VM_STEPS_PER_SECOND, Limits
+from potstill.sql.policy import Policy, make_policy
+from potstill.sql.pool import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class ExecuteSettings:
+    """What the stages `execute` and `audit_gold` need of the config section `execute`.
+
+    Attributes:
+        engine: Name of the engine.
+        database: The file that all rows share, or None.
+        database_dir: The folder with one database per row's id, or None.
+        database_field: The row's field with that id.
+        sql_field: The row's field with the statement.
+        gold_field: The row's field with the gold query; None = there is none.
+        limits: Limits of each statement.
+        policy: The comparison policy.
+        workers: Worker processes.
+        on_bad_gold: keep, skip or fail.
+        variants: Changed copies of each database that a match must hold on.
+        variants_dir: Where `make_variants` put them.
+    """
+
+    engine: str
+    database: str | None
+    database_dir: str | None
+    database_field: str
+    sql_field: str
+    gold_field: str | None
+    limits: Limits
+    policy: Policy
+    workers: int
+    on_bad_gold: str
+    variants: int
+    variants_dir: str | None
+
+    @property
+    def dialect(self) -> str:
+        """How sqlglot names the engine's SQL."""
+        return str(engine_class(self.engine).dialect)
+
+    def open_databases(self) -> Databases:
+        """Return the lookup of databases.
+
+        Raises:
+            ConfigError: When the config names none, or one that does not exist.
+        """
+        return Databases(
+            suffixes=engine_class(self.engine).suffixes,
+            database=self.database,
+            folder=self.database_dir,
+            field=self.database_field,
+            sqlite=self.engine == "sqlite",
+        )
+
+    def open_pool(self) -> Pool:
+        """Return the worker processes."""
+        return Pool(self.engine, self.limits, self.policy, workers=self.workers)
+
+
+def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
+    """Return the settings of a config section; a key left out has its default.
+
+    Raises:
+        ConfigError: For an engine, a preset or a knob that there is not.
+    """
+
+    def get(name: str, default: Any) -> Any:
+        value = section.get(name)
+        return default if value is None else value
+
+    timeout_s = float(get("timeout_s", 5.0))
+    plain = Limits()
+    limits = Limits(
+        timeout_s=timeout_s,
+        kill_grace_s=float(get("kill_grace_s", plain.kill_grace_s)),
+        max_vm_steps=int(get("max_vm_steps", timeout_s * VM_STEPS_PER_SECOND)),
+        max_rows=int(get("max_rows", plain.max_rows)),
+        max_result_bytes=int(get("max_result_bytes", plain.max_result_bytes)),
+        max_value_bytes=int(get("max_value_bytes", plain.max_value_bytes)),
+        max_sql_bytes=int(get("max_sql_bytes", plain.max_sql_bytes)),
+        max_memory_bytes=int(get("max_memory_bytes", plain.max_memory_bytes)),
+        clock=str(get("clock", plain.clock)),
+    )
+    engine = get("engine", "sqlite")
+    engine_class(engine)
+    return ExecuteSettings(
+        engine=engine,
+        database=section.get("database"),
+        database_dir=section.get("database_dir"),
+        database_field=get("database_field", "db_id"),
+        sql_field=get("sql_field", "sql"),
+        gold_field=section.get("gold_field", "gold_sql"),
+        limits=limits,
+        policy=make_policy(section.get("comparison")),
+        workers=int(get("workers", 1)),
+        on_bad_gold=get("on_bad_gold", "keep"),
+        variants=int(get("variants", 0)),
+        variants_dir=section.get("variants_dir"),
+    )
