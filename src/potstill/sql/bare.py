@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, statement_at, unfinished
+from potstill.sql.scan import BLANKS, TERMINATORS, first_keyword, statement_at, unfinished
 from potstill.sql.syntax import MAX_CHECKED_CHARS, check_syntax
 
 #: How much of a text may be scanned in all, so that a hostile one ends: characters, beyond twice its length.
@@ -72,11 +72,13 @@ _BEFORE = re.compile(
     re.UNICODE,
 )
 _ENDS_AS_CODE = re.compile(r"(?:[:：`\"'“‘「『(（>=→*|#。．.!！?？，,;；…】」)-]|[\u3040-\u9fff])\s*\Z")
-_WORDS_OF_BOTH = "WITH FOR AND OR AS IN IS NOT ON THEN WHEN LIKE END USING FROM ALL LEFT RIGHT BETWEEN".split()
+_WORDS_OF_BOTH = ["WITH", "FOR", "AND", "OR", "AS", "IN", "IS", "NOT", "ON", "THEN", "WHEN", "LIKE", "END", "USING", "FROM", "ALL", "LEFT", "RIGHT", "BETWEEN"]
 #: How a statement goes on behind a line break. Words that English has too count in one case only: `With this, …` is prose.
 _CONTINUES = re.compile(
     r"\s*(?:(?:WHERE|GROUP|ORDER|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|ELSE|"
-    r"CASE|WINDOW|VALUES|FETCH)\b|(?-i:" + "|".join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BOTH)]) + r")\b"
+    r"CASE|WINDOW|VALUES|FETCH)\b|(?-i:"
+    + "|".join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BOTH)])
+    + r")\b"
     r"|[),;(]|--|/\*)",
     re.IGNORECASE,
 )
@@ -99,11 +101,10 @@ _PARAGRAPH = re.compile(r"\r?\n[ \t]*\r?\n\s*")
 _RESTART = re.compile(r"\n[ \t]*(?=(?:SELECT|WITH\s+\w+\s+AS\s*\()(?!\w))", re.IGNORECASE)
 #: A query is part of the statement when one of these stands before it.
 _EXPECTING = frozenset(
-    "UNION ALL EXCEPT INTERSECT MINUS AS IN EXISTS ANY SOME INTO EXPLAIN PLAN DISTINCT FOR ANALYZE VERBOSE".split()
+    ["UNION", "ALL", "EXCEPT", "INTERSECT", "MINUS", "AS", "IN", "EXISTS", "ANY", "SOME", "INTO", "EXPLAIN", "PLAN", "DISTINCT", "FOR", "ANALYZE", "VERBOSE"]
 )
 _STOP_WORDS = frozenset(
-    "this that which the it to returns return will gives give here note and with for as because since so then is in by "
-    "would should where explanation output result query if".split()
+    ["this", "that", "which", "the", "it", "to", "returns", "return", "will", "gives", "give", "here", "note", "and", "with", "for", "as", "because", "since", "so", "then", "is", "in", "by", "would", "should", "where", "explanation", "output", "result", "query", "if"]
 )
 _PROSE_TOKENS = re.compile(
     r"\b(?:this|that|which|the|returns?|will|query|it|to|of|because|since|result|above|here|an?|each|gets?|finds?|should|"

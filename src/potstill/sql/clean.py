@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import html
 import re
-from itertools import islice
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from potstill.sql import bare, embedded
 from potstill.sql.fences import JSON_LABELS, NEUTRAL_LABELS, PROGRAM_LABELS, SQL_LABELS, Block, find_blocks
 from potstill.sql.reasoning import strip_reasoning
-from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, is_plain, skip_leading, statements, unfinished
+from potstill.sql.scan import (
+    BLANKS,
+    QUERY_WORDS,
+    TERMINATORS,
+    first_keyword,
+    is_plain,
+    skip_leading,
+    statements,
+    unfinished,
+)
 from potstill.sql.syntax import check_syntax
 
 #: An answer inside an answer inside an answer (a fence in JSON in a tag): deeper than this nobody nests.

@@ -38,8 +38,7 @@ _KEYS = (
 _RANK = {key: rank for rank, key in enumerate(_KEYS)}
 #: Keys whose value is never the answer, whatever it looks like.
 _SIDE_KEYS = frozenset(
-    "reasoning thought thoughts thinking explanation analysis rationale comment comments notes note plan steps draft "
-    "question schema error alternatives original wrong rejected".split()
+    ["reasoning", "thought", "thoughts", "thinking", "explanation", "analysis", "rationale", "comment", "comments", "notes", "note", "plan", "steps", "draft", "question", "schema", "error", "alternatives", "original", "wrong", "rejected"]
 )
 _JSON_START = re.compile(r"\{\s*[\"']|\[\s*[\"'{\[]")
 _KEY_VALUE = re.compile(

@@ -93,7 +93,7 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def needed_fields(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the fields that the settings need, each with the stage that makes it; for the check of a config."""
-    needed = {name: "execute" for name in settings.get("require") or ()}
+    needed = dict.fromkeys(settings.get("require") or (), "execute")
     if settings.get("min_score") is not None:
         needed["score"] = "score"
     if settings.get("vote") is not None:
