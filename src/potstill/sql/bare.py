@@ -66,19 +66,14 @@ SAME_LENGTH = str.maketrans(
     }
 )
 
-# What may stand before a statement on its line and leave it code.
-_BEFORE = re.compile(
-    r"(?:[\s>*_#|-]|\d+[.)]\s|[\w/&’' ()\"*-]{0,60}[:：=>→]\s*\**\s*|[`\"'“‘「『(（《【]+|\bsqlite3?>|[.。!！?？,，;；]\s+)*",
-    re.UNICODE,
-)
 _ENDS_AS_CODE = re.compile(r"(?:[:：`\"'“‘「『(（>=→*|#。．.!！?？，,;；…】」)-]|[\u3040-\u9fff])\s*\Z")
-_WORDS_OF_BOTH = ["WITH", "FOR", "AND", "OR", "AS", "IN", "IS", "NOT", "ON", "THEN", "WHEN", "LIKE", "END", "USING", "FROM", "ALL", "LEFT", "RIGHT", "BETWEEN"]
-#: How a statement goes on behind a line break. Words that English has too count in one case only: `With this, …` is prose.
+_WORDS_OF_BOTH = (
+    "WITH FOR AND OR AS IN IS NOT ON THEN WHEN LIKE END USING FROM ALL LEFT RIGHT BETWEEN".split()  # noqa: SIM905
+)
+#: How a statement goes on behind a line break. Words of English count in one case only: `With this, …` is prose.
 _CONTINUES = re.compile(
-    r"\s*(?:(?:WHERE|GROUP|ORDER|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|ELSE|"
-    r"CASE|WINDOW|VALUES|FETCH)\b|(?-i:"
-    + "|".join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BOTH)])
-    + r")\b"
+    r"\s*(?:(?:WHERE|GROUP|ORDER|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|"
+    rf"ELSE|CASE|WINDOW|VALUES|FETCH)\b|(?-i:{'|'.join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BOTH)])})\b"
     r"|[),;(]|--|/\*)",
     re.IGNORECASE,
 )
@@ -89,11 +84,13 @@ _PROSE_WORDS = (
 )
 #: A line that is prose or markup, if what stands before it is complete.
 _PROSE_LINE = re.compile(
-    rf"\n[ \t]*(?=[^\x00-\x7f]|#{{1,6}}[ \t]|\||[+][-=+]{{2,}}|"
-    rf"[-=_*]{{3,}}[ \t]*\r?$|\*\*[\w\u4e00-\u9fff]|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|``+|`[ \t]*\r?$|~~~|</?[A-Za-z]|>|\[\(|"
-    rf"[A-Za-z][\w()/' ]{{0,40}}[:：](?!:)(?:\s|$)|(?-i:SQL|EOF|EOS)[ \t]*\r?$|(?-i:SQLResult|Explanation|Question|Human|User|Assistant)\b|"
+    rf"\n[ \t]*(?="
+    rf"[^\x00-\x7f]|#{{1,6}}[ \t]|\||[+][-=+]{{2,}}|[-=_*]{{3,}}[ \t]*\r?$|\*\*\w|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|"
+    rf"``+|`[ \t]*\r?$|~~~|</?[A-Za-z]|>|\[\(|"
+    rf"[A-Za-z][\w()/' ]{{0,40}}[:：](?!:)(?:\s|$)|(?-i:SQL|EOF|EOS)[ \t]*\r?$|"
+    rf"(?-i:SQLResult|Explanation|Question|Human|User|Assistant)\b|(?-i:{_PROSE_WORDS})\b[ ,]|"
     rf"(?!(?:FROM|WHERE|GROUP|ORDER|LIMIT|AND|OR|JOIN|UNION)\b)[^\n]{{1,200}}\n[ \t]*[-+|=][-+|= \t]{{2,}}\r?$|"
-    rf"\(?\d+ rows?\b|(?-i:{_PROSE_WORDS})\b[ ,]|\\[gG]\b|(?-i:GO)[ \t]*\r?$|/[ \t]*\r?$|\.[a-z]+\b|Query OK|Time:|"
+    rf"\(?\d+ rows?\b|\\[gG]\b|(?-i:GO)[ \t]*\r?$|/[ \t]*\r?$|\.[a-z]+\b|Query OK|Time:|"
     rf"(?:sqlite|mysql|postgres|[\w-]+=[>#]|\$)[>#]?[ \t])",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -101,10 +98,13 @@ _PARAGRAPH = re.compile(r"\r?\n[ \t]*\r?\n\s*")
 _RESTART = re.compile(r"\n[ \t]*(?=(?:SELECT|WITH\s+\w+\s+AS\s*\()(?!\w))", re.IGNORECASE)
 #: A query is part of the statement when one of these stands before it.
 _EXPECTING = frozenset(
-    ["UNION", "ALL", "EXCEPT", "INTERSECT", "MINUS", "AS", "IN", "EXISTS", "ANY", "SOME", "INTO", "EXPLAIN", "PLAN", "DISTINCT", "FOR", "ANALYZE", "VERBOSE"]
+    ("UNION ALL EXCEPT INTERSECT MINUS AS IN EXISTS ANY SOME INTO EXPLAIN PLAN DISTINCT FOR ANALYZE VERBOSE").split()  # noqa: SIM905 - read as a sentence
 )
 _STOP_WORDS = frozenset(
-    ["this", "that", "which", "the", "it", "to", "returns", "return", "will", "gives", "give", "here", "note", "and", "with", "for", "as", "because", "since", "so", "then", "is", "in", "by", "would", "should", "where", "explanation", "output", "result", "query", "if"]
+    (
+        "this that which the it to returns return will gives give here note and with for as because since so then is in by "
+        "would should where explanation output result query if"
+    ).split()  # noqa: SIM905 - read as a sentence
 )
 _PROSE_TOKENS = re.compile(
     r"\b(?:this|that|which|the|returns?|will|query|it|to|of|because|since|result|above|here|an?|each|gets?|finds?|should|"
@@ -393,8 +393,8 @@ def _expects_query(before: str) -> bool:
 
 
 _SQL_LINES = re.compile(
-    r"[^\n]*(?:\n[ \t]*(?:FROM|WHERE|GROUP BY|ORDER BY|HAVING|LIMIT|JOIN|LEFT JOIN|INNER JOIN|LEFT OUTER JOIN|CROSS JOIN|AND|OR|ON|"
-    r"UNION|UNION ALL|INTERSECT|EXCEPT)\b[^\n]*)*+\Z"
+    r"[^\n]*(?:\n[ \t]*(?:FROM|WHERE|GROUP BY|ORDER BY|HAVING|LIMIT|JOIN|LEFT JOIN|INNER JOIN|LEFT OUTER JOIN|CROSS JOIN|"
+    r"AND|OR|ON|UNION|UNION ALL|INTERSECT|EXCEPT)\b[^\n]*)*+\Z"
 )
 
 
