@@ -21,8 +21,8 @@ def load_cases() -> list[Any]:
     """Return all cases, each under its file and its reason."""
     cases = []
     for path in sorted(CASES.glob("*.yaml")):
-        for case in yaml.safe_load(path.read_text(encoding="utf-8")):
-            cases.append(pytest.param(case, id=f"{path.stem}: {case['why']}"))
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        cases += [pytest.param(case, id=f"{path.stem}: {case['why']}") for case in read]
     return cases
 
 

@@ -61,7 +61,7 @@ def test_an_unknown_field_is_an_error(tmp_path: Path) -> None:
     """When no row has the field, the message names it and those that there are; nothing is written."""
     source = tmp_path / "in.jsonl"
     publish_rows(source, [{"answer": "SELECT 1"}])
-    with pytest.raises(InputError, match="no row has the field 'generation' .found: answer"):
+    with pytest.raises(InputError, match=r"no row has the field 'generation' .found: answer"):
         clean_rows(source, tmp_path / "out.jsonl", settings=SQL)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 

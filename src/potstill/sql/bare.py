@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from potstill.sql.scan import BLANKS, TERMINATORS, first_keyword, statement_at, unfinished
+from potstill.sql.scan import BLANKS, TERMINATORS, first_keyword, statement_at, unfinished, words
 from potstill.sql.syntax import MAX_CHECKED_CHARS, check_syntax
 
 #: How much of a text may be scanned in all, so that a hostile one ends: characters, beyond twice its length.
@@ -67,13 +67,14 @@ SAME_LENGTH = str.maketrans(
 )
 
 _ENDS_AS_CODE = re.compile(r"(?:[:：`\"'“‘「『(（>=→*|#。．.!！?？，,;；…】」)-]|[\u3040-\u9fff])\s*\Z")
-_WORDS_OF_BOTH = (
-    "WITH FOR AND OR AS IN IS NOT ON THEN WHEN LIKE END USING FROM ALL LEFT RIGHT BETWEEN".split()  # noqa: SIM905
+_WORDS_OF_BOTH = words(
+    "WITH FOR AND OR AS IN IS NOT ON THEN WHEN LIKE END USING FROM ALL LEFT RIGHT BETWEEN",
 )
 #: How a statement goes on behind a line break. Words of English count in one case only: `With this, …` is prose.
+_BOTH_CASES = "|".join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BOTH)])
 _CONTINUES = re.compile(
     r"\s*(?:(?:WHERE|GROUP|ORDER|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|"
-    rf"ELSE|CASE|WINDOW|VALUES|FETCH)\b|(?-i:{'|'.join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BOTH)])})\b"
+    rf"ELSE|CASE|WINDOW|VALUES|FETCH)\b|(?-i:{_BOTH_CASES})\b"
     r"|[),;(]|--|/\*)",
     re.IGNORECASE,
 )
@@ -101,10 +102,10 @@ _EXPECTING = frozenset(
     ("UNION ALL EXCEPT INTERSECT MINUS AS IN EXISTS ANY SOME INTO EXPLAIN PLAN DISTINCT FOR ANALYZE VERBOSE").split()  # noqa: SIM905 - read as a sentence
 )
 _STOP_WORDS = frozenset(
-    (
-        "this that which the it to returns return will gives give here note and with for as because since so then is in by "
-        "would should where explanation output result query if"
-    ).split()  # noqa: SIM905 - read as a sentence
+    words(
+        "this that which the it to returns return will gives give here note and with for as because since so then",
+        "is in by would should where explanation output result query if",
+    )
 )
 _PROSE_TOKENS = re.compile(
     r"\b(?:this|that|which|the|returns?|will|query|it|to|of|because|since|result|above|here|an?|each|gets?|finds?|should|"
@@ -393,8 +394,8 @@ def _expects_query(before: str) -> bool:
 
 
 _SQL_LINES = re.compile(
-    r"[^\n]*(?:\n[ \t]*(?:FROM|WHERE|GROUP BY|ORDER BY|HAVING|LIMIT|JOIN|LEFT JOIN|INNER JOIN|LEFT OUTER JOIN|CROSS JOIN|"
-    r"AND|OR|ON|UNION|UNION ALL|INTERSECT|EXCEPT)\b[^\n]*)*+\Z"
+    r"[^\n]*(?:\n[ \t]*(?:FROM|WHERE|GROUP BY|ORDER BY|HAVING|LIMIT|JOIN|LEFT JOIN|INNER JOIN|LEFT OUTER JOIN|"
+    r"CROSS JOIN|AND|OR|ON|UNION|UNION ALL|INTERSECT|EXCEPT)\b[^\n]*)*+\Z"
 )
 
 
@@ -477,9 +478,9 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
         if position < 0:
             break
         head = region[:position].rstrip(BLANKS + '.。,，:：!?`*"”')
-        if best is None or len(head) > best:
-            if check_syntax(head, dialect).kind == "yes" and _complete(head):
-                best = len(head)
+        longer = best is None or len(head) > best
+        if longer and check_syntax(head, dialect).kind == "yes" and _complete(head):
+            best = len(head)
         position = region.find(token, position + max(1, len(token)))
     if best is None:
         return None

@@ -22,8 +22,8 @@ _PROMOTES = re.compile(
     re.IGNORECASE,
 )
 _CORRECTION = re.compile(
-    r"\b(?:wait|actually|correction|corrected|sorry|mistake|should be|should have been|instead|oops|on second thought)\b"
-    r"|更正|应该是|不对|修正|改为|应为|抱歉",
+    r"\b(?:wait|actually|correction|corrected|sorry|mistake|should be|should have been|instead|oops|"
+    r"on second thought)\b|更正|应该是|不对|修正|改为|应为|抱歉",
     re.IGNORECASE,
 )
 _FINAL = re.compile(

@@ -25,6 +25,7 @@ from potstill.sql.scan import (
     skip_leading,
     statements,
     unfinished,
+    words,
 )
 from potstill.sql.syntax import check_syntax
 
@@ -43,7 +44,7 @@ class Cleaned(NamedTuple):
         sql: The statement, or "" when there is none.
         method: How it was found: fence, tag, json, bare; none.
         notes: What was odd: had_reasoning, unfinished_reasoning, truncated_statement, several_statements,
-            not_a_query, unclosed_fence, refusal, empty, not_text, fullwidth_punctuation, html_unescaped.
+            not_a_query, unclosed_fence, in_code, refusal, empty, fullwidth_punctuation, html_unescaped.
     """
 
     sql: str
@@ -105,8 +106,8 @@ def _finish(hit: _Hit, notes: list[str], dialect: str) -> Cleaned:
 
 # What begins the next turn of a conversation that the model went on to invent.
 _NEXT_TURN = re.compile(
-    r"^[ \t]*(?:#{1,4} ?(?:Instruction|Question|Input|User|Human|Schema)\b|(?:Question|Q|User|Human|USER|Input|Instruction|"
-    r"Database schema|Schema|-- Question|问题|用户)(?: \d+)?[:：])",
+    r"^[ \t]*(?:#{1,4} ?(?:Instruction|Question|Input|User|Human|Schema)\b|"
+    r"(?:Question|Q|User|Human|USER|Input|Instruction|Database schema|Schema|-- Question|问题|用户)(?: \d+)?[:：])",
     re.MULTILINE,
 )
 _TURN_WORDS = ("uestion", "Q:", "ser:", "SER:", "uman", "nput", "nstruction", "chema", "问题", "用户", "### User")
@@ -367,11 +368,11 @@ def _own_comments(text: str, begin: int, start: int) -> int:
 
 #: The words that a statement of another kind begins with.
 _OTHER_WORDS = frozenset(
-    (
-        "EXPLAIN INSERT UPDATE DELETE REPLACE CREATE DROP ALTER PRAGMA TRUNCATE MERGE SHOW DESCRIBE DESC ATTACH DETACH "
-        "VACUUM REINDEX ANALYZE BEGIN COMMIT ROLLBACK SAVEPOINT GRANT REVOKE SET USE CALL EXEC EXECUTE DECLARE TABLE "
-        "COPY LOAD"
-    ).split()  # noqa: SIM905 - read as a sentence, not as a column of words
+    words(
+        "EXPLAIN INSERT UPDATE DELETE REPLACE CREATE DROP ALTER PRAGMA TRUNCATE MERGE SHOW DESCRIBE DESC ATTACH",
+        "DETACH VACUUM REINDEX ANALYZE BEGIN COMMIT ROLLBACK SAVEPOINT GRANT REVOKE SET USE CALL EXEC EXECUTE",
+        "DECLARE TABLE COPY LOAD",
+    )
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from potstill.sql.reasoning import is_quoted
 from potstill.sql.repairs import unescape
-from potstill.sql.scan import QUERY_WORDS, first_keyword
+from potstill.sql.scan import QUERY_WORDS, first_keyword, words
 
 #: Tries `text`, gives the statement in it or None.
 Reader = Callable[[str], str | None]
@@ -31,17 +31,18 @@ _BOXED = re.compile(r"\\boxed\s*\{")
 _LATEX_TEXT = re.compile(r"\s*\\(?:text|texttt|mathtt|verb)\s*\{(.*)\}\s*\Z", re.DOTALL)
 
 #: JSON keys that may hold the statement, the most telling first.
-_KEYS = (
-    "final_sql sql sql_query sqlquery final_query query sql_statement statement generated_sql final_answer final answer "
-    "output response result code content text arguments parameters input function tool_input data value"
-).split()  # noqa: SIM905 - read as a sentence
+_KEYS = words(
+    "final_sql sql sql_query sqlquery final_query query sql_statement statement generated_sql final_answer",
+    "final answer output response result code content text arguments parameters input function tool_input data",
+    "value",
+)
 _RANK = {key: rank for rank, key in enumerate(_KEYS)}
 #: Keys whose value is never the answer, whatever it looks like.
 _SIDE_KEYS = frozenset(
-    (
-        "reasoning thought thoughts thinking explanation analysis rationale comment comments notes note plan steps draft "
-        "question schema error alternatives original wrong rejected"
-    ).split()  # noqa: SIM905 - read as a sentence
+    words(
+        "reasoning thought thoughts thinking explanation analysis rationale comment comments notes note plan steps",
+        "draft question schema error alternatives original wrong rejected",
+    )
 )
 _JSON_START = re.compile(r"\{\s*[\"']|\[\s*[\"'{\[]")
 _KEY_VALUE = re.compile(

@@ -140,8 +140,7 @@ class _Rules:
             _execution_check(settings),
             _length_check(settings.get("min_chars"), settings.get("max_chars")),
         ]
-        for plugin in self._plugins:
-            checks.append(_plugin_check(plugin))
+        checks.extend(_plugin_check(plugin) for plugin in self._plugins)
         if self._expression is not None:
             checks.append(_plugin_check(self._expression))
         checks.append(_score_check(settings.get("min_score")))
@@ -167,7 +166,8 @@ class _Rules:
         for name, stage in self._needed.items():
             if name not in row:
                 raise ConfigError(
-                    f"filter: needs the field {name!r}, which the rows do not have; switch the stage {stage!r} on or drop the check"
+                    f"filter: needs the field {name!r}, which the rows do not have; "
+                    f"switch the stage {stage!r} on or drop the check"
                 )
         return [reason for check in self._checks for reason in check(row)]
 
