@@ -294,7 +294,7 @@ def _choose(queries: list[_Candidate]) -> _Candidate:
     return pool[0]
 
 
-_HAS_QUERY_WORD = re.compile(r"[SsWw](?:ELECT|elect|ITH|ith)\b")
+_HAS_QUERY_WORD = re.compile(r"[SsWwVv](?:ELECT|elect|ITH|ith|ALUES|alues)\b")
 
 
 def _corrected_below(body: str, chosen: _Candidate, dialect: str) -> _Hit | None:
