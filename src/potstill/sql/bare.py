@@ -108,8 +108,8 @@ _STOP_WORDS = frozenset(
     )
 )
 _PROSE_TOKENS = re.compile(
-    r"\b(?:this|that|which|the|returns?|will|query|it|to|of|because|since|result|above|here|an?|each|gets?|finds?|should|"
-    r"would|so|i|we|you|your|gives?|please|if|need)\b",
+    r"\b(?:this|that|which|the|returns?|will|query|it|to|of|because|since|result|above|here|each|gets?|finds?|should|"
+    r"would|so|we|you|your|gives?|please|if|need)\b",
     re.IGNORECASE,
 )
 _CJK = re.compile(r"[\u3000-\u303f\u3040-\u30ff\u3400-\u9fff\uff01-\uff5e]")
@@ -335,7 +335,7 @@ def _end_in(text: str, start: int, dialect: str, *, inner: bool) -> _End:
 
 def _markup(text: str, start: int, limit: int) -> int:
     """Return where a closing HTML tag, or the next cell of a table, ends a statement before its own end."""
-    ends = [match.start() for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]").finditer(text, start, limit), 5)]
+    ends = [match.start() for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]|\[\^").finditer(text, start, limit), 5)]
     if _line_before(text, start).lstrip().startswith("|"):
         ends += [match.start() for match in islice(re.compile(r"(?<!\|)\|(?!\|)").finditer(text, start, limit), 20)]
     for end in sorted(ends):
@@ -440,8 +440,9 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
     verdict = check_syntax(region, dialect)
     restart = next(_restarts(region), None) if verdict.kind != "yes" else None
     if restart is not None:
-        region = region[:restart]
-        return _End(start + len(region.rstrip(BLANKS)), start + len(region), False, False)
+        region = region[:restart].rstrip(BLANKS)
+        whole, terminated, left_open = _End(start + len(region), start + restart, False, False), True, ""
+        verdict = check_syntax(region, dialect)
     if verdict.kind == "yes":
         stop = len(region) if terminated else _trim_words(region, dialect)
         return whole._replace(stop=start + stop, checked=True)
@@ -483,9 +484,17 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
             best = len(head)
         position = region.find(token, position + max(1, len(token)))
     if best is None:
+        best = _before_remark(region, token, dialect)
+    if best is None:
         return None
     best = _trim_words(region[:best], dialect)
     return best if _is_prose(region[best:]) else None
+
+
+def _before_remark(region: str, token: str, dialect: str) -> int | None:
+    """Return the length of what stands before a remark in parentheses: `FROM t (this returns …)`."""
+    head = region[: max(0, region.rfind("(", 0, region.find(token)))].rstrip(BLANKS)
+    return len(head) if head and check_syntax(head, dialect).kind == "yes" and _complete(head) else None
 
 
 def _is_prose_line(rest: str) -> bool:
@@ -531,8 +540,10 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
         return False
     if verb:
         return end.checked or sql.isupper() or sql[:6].isupper() or end.goes_on > end.stop
-    if first_keyword(sql) != "SELECT":
-        return True
+    word = first_keyword(sql)
+    if word != "SELECT":
+        # `the values (1, 2)` is prose.
+        return word == "WITH" or rank == 2 or "VALUES" in sql
     upper = "SELECT" in sql[: sql.upper().find("SELECT") + 6] or rank == 2
     has_from = _FROM.search(sql) is not None
     if not end.checked and _is_prosy(sql):
