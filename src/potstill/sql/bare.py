@@ -377,19 +377,21 @@ def _boundaries(region: str) -> list[int]:
 
 def _restarts(region: str) -> Iterator[int]:
     """Yield where a new statement begins on a line of its own, though the one before it has no terminator."""
+    # `WITH x AS (…)` and `INSERT INTO t (…)` go on with a query behind a parenthesis, a SELECT does not.
+    expecting = "(,=<>" if first_keyword(region) == "SELECT" else "(,)=<>"
     for match in islice(_RESTART.finditer(region), 5 * _MAX_BOUNDARIES):
-        if not _expects_query(region[max(0, match.start() - 300) : match.start()]):
+        if not _expects_query(region[max(0, match.start() - 300) : match.start()], expecting):
             yield match.start()
 
 
-def _expects_query(before: str) -> bool:
+def _expects_query(before: str, signs: str) -> bool:
     """Say whether what stands before a query makes it a part: a set operator, an opening parenthesis, a comma."""
     for line in reversed(before.splitlines()[-8:]):
         code = line.partition("--")[0].rstrip()
         if code.endswith("*/"):
             code = code[: code.rfind("/*")].rstrip() if "/*" in code else ""
         if code:
-            return code[-1] in "(,)=<>" or code.split()[-1].upper() in _EXPECTING
+            return code[-1] in signs or code.split()[-1].upper() in _EXPECTING
     return False
 
 
