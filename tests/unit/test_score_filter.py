@@ -132,6 +132,14 @@ def test_a_kept_row_says_so(tmp_path: Path) -> None:
         ({"sql": ""}, {}, ["no_sql"]),
         ({"sql": "DROP TABLE t", "clean_note": "not_a_query"}, {}, ["not_a_query"]),
         ({"sql": ""}, {"reject": ["truncated"]}, []),
+        ({"empty_result": True, "used_clock": False}, {"reject": ["empty_result", "used_clock"]}, ["empty_result"]),
+        ({"empty_result": True}, {}, []),
+        ({"sql_quality": {"cross_join": True}}, {"reject": ["cross_join", "select_star"]}, ["cross_join"]),
+        ({"exec_error_class": "timeout"}, {"reject_classes": ["timeout", "row_limit"]}, ["timeout"]),
+        ({"exec_error_class": "syntax_error"}, {"reject_classes": ["timeout"]}, []),
+        ({"variant_match": 3, "variant_count": 3}, {"require": ["variant_match"]}, []),
+        ({"variant_match": 2, "variant_count": 3}, {"require": ["variant_match"]}, ["variant_mismatch"]),
+        ({"variant_match": None, "variant_count": None}, {"require": ["variant_match"]}, ["variant_mismatch"]),
         ({}, {"min_chars": 16}, ["too_short"]),
         ({}, {"max_chars": 14}, ["too_long"]),
         ({}, {"min_chars": 15, "max_chars": 15}, []),
@@ -177,6 +185,12 @@ def test_a_check_needs_its_field(tmp_path: Path, settings: dict[str, Any]) -> No
         sift(tmp_path, [row()], **settings)
     with pytest.raises(ConfigError, match="and that stage is off"):
         check_stages(settings, ["generate", "clean"])
+
+
+def test_an_unknown_reason_is_an_error(tmp_path: Path) -> None:
+    """What can be rejected by name is a closed list."""
+    with pytest.raises(ConfigError, match=r"filter\.reject: found 'emptyresult', allowed are empty_output"):
+        sift(tmp_path, [row()], reject=["emptyresult"])
 
 
 def test_an_unknown_requirement_is_an_error(tmp_path: Path) -> None:
