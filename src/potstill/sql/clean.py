@@ -387,7 +387,7 @@ def _prose_inside(sql: str, dialect: str) -> bool:
 
 
 def _in_bare(body: str, dialect: str, depth: int) -> _Hit | None:
-    quick = _whole(body, dialect)
+    quick = _whole(body, dialect, depth)
     if quick is not None:
         return quick
     text = bare.strip_prompts(_without_fence_marks(body))
@@ -411,7 +411,7 @@ def _without_fence_marks(body: str) -> str:
     )
 
 
-def _whole(body: str, dialect: str) -> _Hit | None:
+def _whole(body: str, dialect: str, depth: int) -> _Hit | None:
     """Take a text that is one statement and nothing else, without looking further; None where there is a doubt."""
     if first_keyword(body) not in QUERY_WORDS or not body.isascii():
         return None
@@ -423,12 +423,19 @@ def _whole(body: str, dialect: str) -> _Hit | None:
         return None
     hit = hit._replace(method="bare")
     sql = hit.sql
+    if sql[-1] in TERMINATORS:
+        return None  # it stands in a literal that has no end
     if bare.lines_begin_as_sql(sql):
         if body[-1] == ";" and sql.startswith("SELECT") and "FROM" in sql:
             return hit
     elif bare.has_boundaries(sql):
         return None
-    return hit if bare.reads_as_query(sql) and check_syntax(sql, dialect).kind == "yes" else None
+    return (
+        hit
+        if (bare.reads_as_query(sql) or (depth == 0 and sql.startswith("SELECT ")))
+        and check_syntax(sql, dialect).kind == "yes"
+        else None
+    )
 
 
 def _choose_found(found: list[bare.Found], text: str) -> bare.Found | None:
