@@ -333,10 +333,6 @@ def _end_in(text: str, start: int, dialect: str, *, inner: bool) -> _End:
     cut = _prose_cut(region[:MAX_CHECKED_CHARS], dialect)
     if cut is not None:
         return _End(start + cut, start + cut, False, True)
-    if statement.unfinished == "literal" and (broken := _BROKEN_END.search(text, start)):
-        # `'it's';`: a quote too much, which the model did not double. The statement ends where the line does.
-        stop = broken.end("last")
-        return _End(stop, broken.end(), False, False)
     return _judge_region(text, start, region, limit, dialect, statement.unfinished)
 
 
@@ -449,6 +445,9 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
             whole = _End(start + len(region), goes_on, False, False)
         region = region.translate(SAME_LENGTH)
     verdict = check_syntax(region, dialect)
+    if verdict.kind != "yes" and (broken := _BROKEN_END.search(text, start, limit + 1)):
+        # `'it's';`: a quote too much, which the model did not double. The statement ends where the line does.
+        return _End(broken.end("last"), broken.end(), False, False)
     restart = next(_restarts(region), None) if verdict.kind != "yes" else None
     if restart is not None:
         region = region[:restart].rstrip(BLANKS)
@@ -521,7 +520,7 @@ def _is_prose(rest: str, *, upper: bool) -> bool:
 
     Args:
         rest: What follows.
-        upper: Whether the statement writes its keywords in capitals: a lower-case `where` on a new line is English then.
+        upper: Whether the statement has its keywords in capitals: a lower-case `where` on a new line is English then.
     """
     if _CJK.search(rest[:80]) or not rest.strip(" .`*\"'”’)!\r\n\t"):
         return True
