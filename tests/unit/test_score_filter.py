@@ -378,6 +378,7 @@ def example() -> str:
 ENTRY_POINTS = """
 [potstill.filters]
 no_star = shop_checks:no_star
+failing = shop_checks:failing
 broken = shop_checks:missing
 [potstill.scorers]
 brevity = shop_checks:brevity
@@ -390,7 +391,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "site"
     metadata = site / "shop_checks-1.0.dist-info"
     metadata.mkdir(parents=True)
-    (site / "shop_checks.py").write_text(example())
+    (site / "shop_checks.py").write_text(
+        example() + "\n\ndef failing(settings):\n    return lambda row: row['absent']\n"
+    )
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shop-checks\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
     monkeypatch.syspath_prepend(str(site))
@@ -404,6 +407,13 @@ def test_a_users_filter(tmp_path: Path) -> None:
     kept, rejected = sift(tmp_path, rows, plugins=[{"name": "no_star", "settings": {}}])
     assert [item["sample_id"] for item in kept] == ["s1"]
     assert rejected[0]["reject_reasons"] == ["select_star"]
+
+
+@pytest.mark.usefixtures("package")
+def test_a_users_filter_that_fails(tmp_path: Path) -> None:
+    """A filter that raises stops the job, with its name and the row's."""
+    with pytest.raises(ConfigError, match="'failing' failed on row s1: KeyError"):
+        sift(tmp_path, [row(1)], plugins=[{"name": "failing"}])
 
 
 @pytest.mark.usefixtures("package")
