@@ -60,7 +60,7 @@ _UPPER_CLAUSE = re.compile(r"\ASELECT\b(?=.*\b(?:FROM|FORM|WHERE|JOIN|GROUP BY|O
 SAME_LENGTH = str.maketrans(
     {
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if not chr(code - 0xFEE0).isalnum()},
-        **dict.fromkeys("\u3000\u00a0\u202f\ufeff\u200b\u200c\u200d\u2060", " "),
+        **dict.fromkeys("\u3000\u00a0\u202f\u2028\u2029\ufeff\u200b\u200c\u200d\u2060", " "),
         **dict.fromkeys("‘’", "'"),
         **dict.fromkeys("“”", '"'),
     }
