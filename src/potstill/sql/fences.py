@@ -39,8 +39,7 @@ _GLUED = re.compile(r"(?P<label>sql|sqlite|sqlite3|postgresql|mysql)(?=SELECT\b|
 _CONTENT_START = re.compile(
     r"\s*(?:SELECT|WITH|VALUES|INSERT|UPDATE|DELETE|CREATE|DROP|EXPLAIN|PRAGMA|--|/\*|\(|\{\s*[\"'])(?!\w)", re.I
 )
-_BARE_SQL_WRONG_CLOSING = re.compile(r"^[ \t]*(?:``+|~~~+)[ \t]*\r?$", re.MULTILINE)
-_LABEL = re.compile(r"\s*(?:sql|sqlite|postgresql|mysql)[ \t]*\r?\n", re.IGNORECASE)
+_BARE_SQL_LABEL = re.compile(r"\s*(?:sql|sqlite|postgresql|mysql)[ \t]*\r?\n", re.IGNORECASE)
 
 #: A closing fence inside a literal is looked for this often; a text with more of them is hostile.
 _MAX_LITERAL_CHECKS = 8
