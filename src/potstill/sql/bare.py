@@ -176,7 +176,7 @@ def find_statements(text: str, dialect: str) -> list[Found]:
 def _search(text: str, position: int, dialect: str) -> tuple[list[Found], int]:
     """Return the statements from a position on, and how far the search came before it had cost too much."""
     found: list[Found] = []
-    budget = 2 * len(text) + _BUDGET
+    budget = 2 * (len(text) - position) + _BUDGET
     while match := _BEGIN.search(text, position):
         if budget <= 0:
             return found, match.start()
@@ -577,7 +577,7 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
 
 def _is_prosy(sql: str) -> bool:
     """Say whether a text that does not parse reads as a sentence or a list: `SELECT name: the column to return`."""
-    code = _QUOTED.sub("''", sql)
+    code = _QUOTED.sub("''", sql[:_WINDOW])
     return _LABEL_OR_BOLD.search(code) is not None or len(_PROSE_TOKENS.findall(code)) >= 3
 
 
