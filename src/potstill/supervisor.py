@@ -42,7 +42,7 @@ _GRACE_S = 10.0
 _PORTS = (20000, 32000)
 _MAX_PORTS_TRIED = 5
 #: A server waits this long for the next job of a living Snakemake: as long as its start took, within these limits.
-_LINGER_S = (3.0, 30.0)
+_LINGER_S = (10.0, 60.0)
 
 
 class _Outcome(NamedTuple):
