@@ -90,7 +90,7 @@ def running_server(server: Mapping[str, Any], *, base_url: str | None = None) ->
         The base URL to send requests to.
 
     Raises:
-        ConfigError: When the server ends before it is ready; the message holds the end of its log.
+        ConfigError: When the server ends before it is ready; the message holds the end of its log, as one line.
         TryAgainError: When it is not ready in time.
     """
     spec = plan_server(server, base_url)
@@ -272,6 +272,8 @@ def _spawn_supervisor(spec: ServerSpec) -> None:
 
 def _raise_failure(state: Mapping[str, Any]) -> NoReturn:
     message = str(state.get("message"))
+    if tail := state.get("tail"):
+        _log.error("the end of the server's log:\n%s", tail)
     raise TryAgainError(message) if state.get("again") else ConfigError(message)
 
 

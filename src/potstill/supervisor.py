@@ -345,20 +345,18 @@ class Supervisor:
         return False
 
     def _report_end(self, outcome: _Outcome, guard: Guard) -> None:
-        log, limit = self._spec.log, self._spec.startup_timeout_s
-        tail = f"The end of its log, {log}:\n{tail_of(Path(log), guard.log_start)}"
+        tail = tail_of(guard.log, guard.log_start)
+        ending = f"its log {guard.log} ends: {_in_one_line(tail)}"
         if outcome.phase == "died":
-            self._fail(f"server: it ended with status {guard.status} before it was ready. {tail}")
+            self._fail(f"server: it ended with status {guard.status} before it was ready; {ending}", tail=tail)
         elif outcome.phase == "late":
-            self._fail(
-                f"server: not ready after {limit:g} s (startup_timeout_s); last seen at {outcome.detail}. {tail}",
-                again=True,
-            )
+            waited = f"not ready after {self._spec.startup_timeout_s:g} s (startup_timeout_s)"
+            self._fail(f"server: {waited}; last seen at {outcome.detail}; {ending}", tail=tail, again=True)
         else:
             self._say("stopped")
 
-    def _fail(self, message: str, *, again: bool = False) -> None:
-        self._say("failed", message=message, again=again)
+    def _fail(self, message: str, *, tail: str = "", again: bool = False) -> None:
+        self._say("failed", message=message, tail=tail, again=again)
 
     def _say(self, phase: str, **more: Any) -> None:
         """Write state.json, whole; the port stays in it, so that a server that comes back comes back there."""
@@ -369,6 +367,11 @@ class Supervisor:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(state | more), encoding="utf-8")
         temporary.replace(path)
+
+
+def _in_one_line(tail: str) -> str:
+    """Return the last lines of a log as one line, for a message that is one."""
+    return " | ".join(line.strip() for line in tail.splitlines()[-5:] if line.strip())[-600:]
 
 
 def _is_free(port: int) -> bool:
