@@ -39,17 +39,19 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from potstill.config.locate import workflow_root
 from potstill.errors import ConfigError, PotstillError, TryAgainError
 from potstill.processes import find_controllers, identify
+from potstill.rows import disk_errors
 
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
 _WATCH_S = 1.0
 _MAX_RESTARTS = 3
+_MAX_STARTS = 5
 _NOTE_EVERY_S = 30.0
 _PORT = "{port}"
 
@@ -95,8 +97,9 @@ def running_server(server: Mapping[str, Any], *, base_url: str | None = None) ->
     """
     spec = plan_server(server, base_url)
     with _lease(spec.path):
-        _record_controller(spec.path)
-        url = _ensure_ready(spec)
+        with disk_errors(spec.path):
+            _record_controller(spec.path)
+            url = _ensure_ready(spec)
         over = threading.Event()
         watcher = threading.Thread(target=_watch, args=(spec, url, over), name="potstill-server-watch", daemon=True)
         watcher.start()
@@ -116,11 +119,12 @@ def plan_server(server: Mapping[str, Any], base_url: str | None) -> ServerSpec:
     command = _exec_form(fill_command(str(server.get("command") or "")))
     if not command.strip():
         raise ConfigError("server: command is empty; write the line that starts the server, with {port} in it")
-    port = None if server.get("port", "auto") in ("auto", None) else int(server["port"])
     address = base_url or f"http://127.0.0.1:{_PORT}/v1"
+    port = _find_port(server.get("port"), command, address)
     ready_url = urljoin(address, str(server.get("ready_url") or "/v1/models"))
     folder = _runtime_folder() / _key(command, port, address, ready_url)
-    (folder / "controllers").mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        (folder / "controllers").mkdir(parents=True, exist_ok=True)
     log = server.get("log")
     return ServerSpec(
         folder=str(folder),
@@ -135,10 +139,25 @@ def plan_server(server: Mapping[str, Any], base_url: str | None) -> ServerSpec:
     )
 
 
+def _find_port(port: int | str | None, command: str, address: str) -> int | None:
+    """Return the port where the config fixes it, None where a free one is to be chosen.
+
+    Raises:
+        ConfigError: When a free port would not reach both the server and the address that is asked.
+    """
+    if port not in ("auto", None):
+        return int(port)
+    if (_PORT in command) != (_PORT in address):
+        missing = "server.command" if _PORT in address else "client_config.base_url"
+        raise ConfigError(f"server: port is auto, but {missing} has no {_PORT}: write it where the port belongs")
+    return None if _PORT in command else urlsplit(address).port
+
+
 def fill_command(command: str) -> str:
     """Fill `{python}`, `{potstill}` and `{workflow}` into a command; any other brace is the user's own."""
     python = shlex.quote(sys.executable)
-    words = {"python": python, "potstill": f"{python} -m potstill", "workflow": shlex.quote(str(workflow_root()))}
+    # -P: a file of the user's such as random.py in the working directory is not Python's own.
+    words = {"python": python, "potstill": f"{python} -P -m potstill", "workflow": shlex.quote(str(workflow_root()))}
     return re.sub(r"\{(python|potstill|workflow)\}", lambda match: words[match[1]], command)
 
 
@@ -217,8 +236,15 @@ def _ensure_ready(spec: ServerSpec) -> str:
     before = read_state(spec.path)
     stale = before.get("id") if before.get("phase") == "failed" else None
     noted = time.monotonic()
+    starts = 0
     while True:
         state, alive = _look_or_start(spec, stale)
+        starts += not state
+        if starts > _MAX_STARTS:
+            tail = tail_of(spec.path / "supervisor.log", 0)
+            raise PotstillError(
+                f"server: its supervisor ended {_MAX_STARTS} times without a word; its log ends: {tail}"
+            )
         if alive and state.get("phase") == "ready" and _is_current(state):
             return str(state["base_url"])
         if not alive and state.get("phase") == "failed" and state.get("id") != stale:
@@ -230,7 +256,10 @@ def _ensure_ready(spec: ServerSpec) -> str:
 
 
 def _look_or_start(spec: ServerSpec, stale: object) -> tuple[dict[str, Any], bool]:
-    """Return what the supervisor says and whether it lives; start one when there is none and none has failed for us."""
+    """Return what the supervisor says and whether it lives.
+
+    When there is none, and none has failed since we came, one is started, which has said nothing yet.
+    """
     with locked(spec.path / "start", fcntl.LOCK_EX):
         alive = is_alive(spec.path)
         state = read_state(spec.path)
@@ -258,7 +287,7 @@ def _spawn_supervisor(spec: ServerSpec) -> None:
     with (spec.path / "supervisor.log").open("wb") as log:
         done = subprocess.run(
             # The plan goes through a pipe: a command line can be read by every user of the machine.
-            [sys.executable, "-m", "potstill.supervisor"],
+            [sys.executable, "-P", "-m", "potstill.supervisor"],
             input=json.dumps(dataclasses.asdict(spec)).encode(),
             stdout=log,
             stderr=log,

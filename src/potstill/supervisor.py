@@ -208,6 +208,8 @@ class Supervisor:
     def run(self) -> None:
         """Do the whole life of one server."""
         preferred = self._spec.port or read_state(self._spec.path).get("port")
+        if Path(self._spec.log).parent == self._spec.path:
+            Path(self._spec.log).unlink(missing_ok=True)
         self._say("starting", resources=self._spec.resources)
         self._claim_resources()
         for _ in range(_MAX_PORTS_TRIED):
@@ -221,7 +223,7 @@ class Supervisor:
                 continue
             self._report_end(outcome, guard)
             return
-        self._fail(f"no free port found in {_MAX_PORTS_TRIED} tries", again=True)
+        self.fail(f"no free port found in {_MAX_PORTS_TRIED} tries", again=True)
 
     def _claim_resources(self) -> None:
         """Send away idle servers that hold what this one needs (a GPU), and wait until they are gone."""
@@ -256,7 +258,7 @@ class Supervisor:
         if self._spec.port:
             if _is_free(self._spec.port):
                 return self._spec.port
-            self._fail(
+            self.fail(
                 f"server: port {self._spec.port} is taken by another process; stop that one, or write `port: auto` "
                 "and {port} in command and base_url"
             )
@@ -266,7 +268,7 @@ class Supervisor:
         for port in candidates:
             if _is_free(port) and self._reserve(port):
                 return port
-        self._fail(f"server: no free port between {_PORTS[0]} and {_PORTS[1]}", again=True)
+        self.fail(f"server: no free port between {_PORTS[0]} and {_PORTS[1]}", again=True)
         return None
 
     def _reserve(self, port: int) -> bool:
@@ -348,14 +350,15 @@ class Supervisor:
         tail = tail_of(guard.log, guard.log_start)
         ending = f"its log {guard.log} ends: {_in_one_line(tail)}"
         if outcome.phase == "died":
-            self._fail(f"server: it ended with status {guard.status} before it was ready; {ending}", tail=tail)
+            self.fail(f"server: it ended with status {guard.status} before it was ready; {ending}", tail=tail)
         elif outcome.phase == "late":
             waited = f"not ready after {self._spec.startup_timeout_s:g} s (startup_timeout_s)"
-            self._fail(f"server: {waited}; last seen at {outcome.detail}; {ending}", tail=tail, again=True)
+            self.fail(f"server: {waited}; last seen at {outcome.detail}; {ending}", tail=tail, again=True)
         else:
             self._say("stopped")
 
-    def _fail(self, message: str, *, tail: str = "", again: bool = False) -> None:
+    def fail(self, message: str, *, tail: str = "", again: bool = False) -> None:
+        """Say why there is no server; `again` where the same command may do later."""
         self._say("failed", message=message, tail=tail, again=again)
 
     def _say(self, phase: str, **more: Any) -> None:
@@ -417,7 +420,12 @@ def main() -> int:
     if os.fork():
         os._exit(0)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    Supervisor(spec).run()
+    supervisor = Supervisor(spec)
+    try:
+        supervisor.run()
+    except OSError as error:
+        supervisor.fail(f"server: {error.filename}: {error.strerror}", again=True)
+        raise
     return 0
 
 
