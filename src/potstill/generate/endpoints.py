@@ -85,7 +85,7 @@ class Endpoint:
 
     def succeeded(self, now: float) -> None:
         """Take an answer into account: the server is there."""
-        self.window.note(refused=False)
+        self.window.note(now, refused=False)
         self._refusals = 0
         self.last_success = now
         if self.streak.count:
@@ -100,7 +100,7 @@ class Endpoint:
 
     def refused(self, now: float, wait: float | None) -> None:
         """Take a rate limit into account: close the gate as told, or for a growing while if all is refused."""
-        self.window.note(refused=True)
+        self.window.note(now, refused=True)
         self._refusals += 1
         if wait is not None:
             self.gate.close(now, wait)
@@ -110,8 +110,10 @@ class Endpoint:
             # It answers, if only with "later".
             self.set_in()
 
-    def failed(self, job: Job, *, connect: bool, charged: bool) -> None:
-        """Take a failure into account."""
+    def failed(self, job: Job, sent_at: float, *, connect: bool, charged: bool) -> None:
+        """Take a failure into account, unless the server has answered others since the request was sent."""
+        if sent_at < self.last_success:
+            return
         self.streak.count += 1
         self.streak.connects += connect
         if charged or not connect:

@@ -102,6 +102,7 @@ class Engine:
         self._read_all = False
         self._turn_asked = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._stop: PotstillError | None = None
         self._key: str | None = None
         self._answered = False
@@ -201,6 +202,8 @@ class Engine:
             if following is None:
                 return
             job, endpoint = following
+            if endpoint.in_flight < endpoint.window.limit and self.tally.in_flight < self._limits.concurrency:
+                self._pump()  # the window has grown: there is room for more than this one
 
     def _choose(self, now: float) -> Endpoint | None:
         """Return the server with the most room for its weight, or None and a timer for when there is one."""
@@ -225,10 +228,14 @@ class Engine:
 
     def _wake_at(self, when: float) -> None:
         if self._timer is not None:
-            if not self._timer.cancelled() and self._timer.when() <= when and self._timer.when() > self._loop.time():
+            if self._timer_at <= when:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._pump)
+        self._timer, self._timer_at = self._loop.call_at(when, self._wake), when
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._pump()
 
     def _next_job(self, now: float) -> Job | None:
         """Return what to ask next: what was put back, what has waited long enough, or a new row."""
@@ -440,7 +447,7 @@ class Engine:
         if fault.unsent and not job.resent and not out and elapsed < 1.0:
             # The server closed an idle connection just as we used it: no attempt was made.
             job.resent = True
-            endpoint.failed(job, connect=False, charged=False)
+            endpoint.failed(job, now - elapsed, connect=False, charged=False)
             self._put_back(job)
             self._look_for_outage(endpoint, now)
             return
@@ -448,7 +455,7 @@ class Engine:
         job.attempts += charged
         job.in_flight_s += elapsed if charged else 0.0
         job.usage = add_usage(job.usage, fault.usage)
-        endpoint.failed(job, connect=connect, charged=charged)
+        endpoint.failed(job, now - elapsed, connect=connect, charged=charged)
         if charged and self._is_spent(job):
             self._suspects.append((job, fault, endpoint.address.base))
         elif charged:

@@ -11,9 +11,14 @@ import random
 
 #: The share of rate limits that counts as none.
 _QUIET = 0.02
-#: What a shrink must save of the share to count as a help.
-_HELP = 0.85
 _SHRINK = 0.75
+_GROWTH = 0.1
+#: Between what a window of three quarters brings where it is the bound (0.75) and where it is not (1).
+_AS_MANY = 0.88
+#: Fewer answers say nothing about a rate.
+_LEAST_ANSWERS = 40
+#: Epochs between two trials of a smaller window while rate limits go on: at first, and at most.
+_TRY_AGAIN = (8, 64)
 
 
 class Gate:
@@ -30,10 +35,10 @@ class Gate:
 class Window:
     """How many requests may be in flight at one server.
 
-    Rate limits that strike at random are no reason to send less: sending less does not make them rarer. So when
-    their share rises, a smaller window is tried for one epoch; it stays only if the share falls with it, else the
-    share is taken as what this server does at any load, and the window goes back. (Plain AIMD, additive increase and
-    multiplicative decrease of Chiu and Jain 1989, sinks to its floor at 20 % random 429s.)
+    Rate limits that strike at random are no reason to send less: sending less only brings less. So when their share
+    rises, a smaller window is tried for one epoch; it stays if as many answers a second come with it (then the load was
+    more than the server takes), else the share is what this server does at any load, and the window goes back. (Plain
+    AIMD, additive increase and multiplicative decrease of Chiu and Jain 1989, sinks to its floor at 20 % random 429s.)
 
     Args:
         most: The window's greatest and first size.
@@ -46,45 +51,56 @@ class Window:
         self._floor = float(min(floor, most))
         self._answers = 0
         self._refusals = 0
+        self._began: float | None = None
         self._usual = 0.0
         self._before: tuple[float, float] | None = None
+        self._rest, self._pause = 0, _TRY_AGAIN[0]
 
     @property
     def limit(self) -> int:
         """The number of requests that may be in flight now."""
         return max(1, int(self.size))
 
-    def note(self, *, refused: bool) -> None:
+    def note(self, now: float, *, refused: bool) -> None:
         """Take one reply into account."""
-        self._answers += 1
+        if self._began is None:
+            self._began = now
+        self._answers += not refused
         self._refusals += refused
-        if self._answers >= max(40, 2 * self.limit):
-            self._end_epoch()
+        replies = self._answers + self._refusals
+        if replies >= 2 * self.limit and (self._answers >= _LEAST_ANSWERS or replies >= 10 * _LEAST_ANSWERS):
+            self._end_epoch(now)
 
-    def _end_epoch(self) -> None:
-        count, share = self._answers, self._refusals / self._answers
+    def _end_epoch(self, now: float) -> None:
+        assert self._began is not None
+        replies = self._answers + self._refusals
+        share, rate = self._refusals / replies, self._answers / max(now - self._began, 1e-6)
         self._answers = self._refusals = 0
-        noise = 2 * math.sqrt(max(share, _QUIET) / count)
-        if self._before is not None:
-            self._judge_shrink(share, noise)
-        elif share > self._usual + _QUIET + noise:
-            self._before = (self.size, share)
+        self._began = now
+        if self._before is not None and not self._has_helped(rate):
+            self.size = self._before[0]
+            self._before, self._usual = None, share
+            self._rest, self._pause = self._pause, min(2 * self._pause, _TRY_AGAIN[1])
+        elif self._is_too_much(share, replies) and self.size > self._floor:
+            if self._before is not None:
+                self._pause = _TRY_AGAIN[0]
+            self._before = (self.size, rate)
             self.size = max(self._floor, self.size * _SHRINK)
         else:
-            self._usual = min(self._usual, share) if share < self._usual - noise else self._usual
-            self.size = min(self._most, self.size + max(1.0, self.size * 0.1))
+            self._before = None
+            self._rest -= 1
+            self._usual = min(self._usual, share)
+            if share <= self._usual + _QUIET:
+                self.size = min(self._most, self.size + max(1.0, self.size * _GROWTH))
 
-    def _judge_shrink(self, share: float, noise: float) -> None:
+    def _is_too_much(self, share: float, replies: int) -> bool:
+        """Return whether to try a smaller window: the share has risen, or is high and the last trial is long ago."""
+        noise = _QUIET + 2 * math.sqrt(share / replies)
+        return share > self._usual + noise or (share > noise and self._rest <= 0)
+
+    def _has_helped(self, rate: float) -> bool:
         assert self._before is not None
-        size, before = self._before
-        self._before = None
-        if share <= max(before * _HELP, before - 2 * noise) and share < before:
-            if share > self._usual + _QUIET + noise and self.size > self._floor:
-                self._before = (self.size, share)
-                self.size = max(self._floor, self.size * _SHRINK)
-        else:
-            self._usual = (before + share) / 2
-            self.size = size
+        return rate >= _AS_MANY * self._before[1]
 
 
 class Bucket:
