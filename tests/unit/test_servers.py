@@ -8,9 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import pytest
 from potstill.config.locate import workflow_root
 from potstill.errors import ConfigError, PotstillError, TryAgainError
 from potstill.servers import fill_command, plan_server, running_server
+from tests.servers.waiting import answers, eventually, processes_with
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc: Linux only")
 
@@ -34,38 +33,6 @@ import subprocess, sys
 while line := sys.stdin.readline():
     subprocess.run([sys.executable, "-c", *sys.argv[1:]], stdin=subprocess.DEVNULL)
 """
-
-
-def eventually(holds: Callable[[], object], limit_s: float = 20.0) -> bool:
-    """Wait until something holds; the limit only bounds a failing test."""
-    deadline = time.monotonic() + limit_s
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def processes_with(word: str) -> dict[int, str]:
-    """The processes whose command line holds a word, without this one."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if word in line and int(entry.name) != os.getpid():
-            found[int(entry.name)] = line
-    return found
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers at a base URL."""
-    try:
-        with urllib.request.urlopen(url.removesuffix("v1")) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 class Place:
@@ -148,8 +115,7 @@ def test_server_answers_inside_the_block_and_is_gone_after_it(own_tmp: Path) -> 
     block = {"command": f"{{python}} -m http.server {{port}} --directory {own_tmp}", "ready_url": "/"}
     with running_server(block) as url:
         assert url.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(url.removesuffix("v1")) as answer:
-            assert answer.status == 200
+        assert answers(url)
         assert processes_with(str(own_tmp))
     assert eventually(lambda: not processes_with(str(own_tmp)))
 
@@ -237,7 +203,7 @@ def test_a_server_that_ignores_sigterm_is_killed(place: Place) -> None:
     """A server that does not go by itself gets SIGKILL after the grace period."""
     job = place.job(place.block(before="trap '' TERM;"))
     job.communicate("")
-    assert eventually(lambda: not place.servers(), limit_s=30)
+    assert eventually(lambda: not place.servers())
 
 
 def test_linger_serves_the_next_job_and_ends_with_the_controller(place: Place) -> None:

@@ -8,39 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.servers.waiting import eventually, processes_with
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc: Linux only")
-
-
-def eventually(holds: Callable[[], object], limit_s: float = 60.0) -> bool:
-    """Wait until something holds; the limit only bounds a failing test."""
-    deadline = time.monotonic() + limit_s
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def is_running(word: str, *, but: str = "\0\0") -> bool:
-    """Whether a process has a word in its command line."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().decode()
-        except OSError:
-            continue
-        if word in line and but not in line and int(entry.name) != os.getpid():
-            return True
-    return False
 
 
 class Run:
@@ -81,11 +60,11 @@ class Run:
 
     def has_server(self) -> bool:
         """Whether the teacher runs."""
-        return is_running(str(self.answers))
+        return bool(processes_with(str(self.answers)))
 
     def is_asking(self) -> bool:
         """Whether the server runs and a job waits for its answers."""
-        return self.has_server() and is_running("generate_answers.py") and self._is_ready()
+        return self.has_server() and bool(processes_with("generate_answers.py")) and self._is_ready()
 
     def _is_ready(self) -> bool:
         states = self.folder.glob("tmp/potstill-*/servers/*/state.json")
