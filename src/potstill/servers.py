@@ -97,10 +97,10 @@ def running_server(server: Mapping[str, Any], *, base_url: str | None = None) ->
     """
     spec = plan_server(server, base_url)
     with _lease(spec.path):
+        over = threading.Event()
         with disk_errors(spec.path):
             _record_controller(spec.path)
-            url = _ensure_ready(spec)
-        over = threading.Event()
+            url = _ensure_ready(spec, over)
         watcher = threading.Thread(target=_watch, args=(spec, url, over), name="potstill-server-watch", daemon=True)
         watcher.start()
         try:
@@ -231,20 +231,22 @@ def _lease(folder: Path) -> Iterator[None]:
         yield
 
 
-def _ensure_ready(spec: ServerSpec) -> str:
-    """Wait for the server, starting it when there is none; the caller holds the lease."""
+def _ensure_ready(spec: ServerSpec, over: threading.Event) -> str:
+    """Wait for the server, starting it when there is none; the caller holds the lease.
+
+    Returns:
+        The base URL; nothing when `over` was set before there was one.
+    """
     before = read_state(spec.path)
     stale = before.get("id") if before.get("phase") == "failed" else None
     noted = time.monotonic()
     starts = 0
-    while True:
+    while not over.is_set():
         state, alive = _look_or_start(spec, stale)
         starts += not state
         if starts > _MAX_STARTS:
-            tail = tail_of(spec.path / "supervisor.log", 0)
-            raise PotstillError(
-                f"server: its supervisor ended {_MAX_STARTS} times without a word; its log ends: {tail}"
-            )
+            tail = in_one_line(tail_of(spec.path / "supervisor.log", 0))
+            raise PotstillError(f"server: its supervisor ended {_MAX_STARTS} times without a word; its log: {tail}")
         if alive and state.get("phase") == "ready" and _is_current(state):
             return str(state["base_url"])
         if not alive and state.get("phase") == "failed" and state.get("id") != stale:
@@ -252,7 +254,8 @@ def _ensure_ready(spec: ServerSpec) -> str:
         if time.monotonic() - noted > _NOTE_EVERY_S:
             noted = time.monotonic()
             _log.info("waiting for the server to be ready; its log: %s", spec.log)
-        time.sleep(_POLL_S)
+        over.wait(_POLL_S)
+    return ""
 
 
 def _look_or_start(spec: ServerSpec, stale: object) -> tuple[dict[str, Any], bool]:
@@ -295,8 +298,8 @@ def _spawn_supervisor(spec: ServerSpec) -> None:
             start_new_session=True,
         )
     if done.returncode:
-        tail = tail_of(spec.path / "supervisor.log", 0)
-        raise PotstillError(f"the supervisor of the server could not be started (status {done.returncode}):\n{tail}")
+        tail = in_one_line(tail_of(spec.path / "supervisor.log", 0))
+        raise PotstillError(f"server: its supervisor could not be started (status {done.returncode}): {tail}")
 
 
 def _raise_failure(state: Mapping[str, Any]) -> NoReturn:
@@ -319,9 +322,10 @@ def _watch(spec: ServerSpec, url: str, over: threading.Event) -> None:
         restarts += 1
         _log.warning("the server died; starting it again (its log: %s)", spec.log)
         try:
-            if (now := _ensure_ready(spec)) != url:
+            now = _ensure_ready(spec, over)
+            if now and now != url:
                 _log.error("the server came back at %s, no longer at %s: start this job again", now, url)
-        except PotstillError as error:
+        except (PotstillError, OSError) as error:
             _log.error("the server could not be started again: %s", error)
             return
 
@@ -347,6 +351,11 @@ def tail_of(path: Path, start: int, size: int = 2000) -> str:
     if begin > start:
         text = text.partition("\n")[2]
     return text.strip() or "(it wrote nothing)"
+
+
+def in_one_line(tail: str) -> str:
+    """Return the last lines of a log as one line, for a message that is one."""
+    return " | ".join(line.strip() for line in tail.splitlines()[-5:] if line.strip())[-600:]
 
 
 def _record_controller(folder: Path) -> None:

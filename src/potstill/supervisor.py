@@ -32,7 +32,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from potstill.processes import find_children, identify
-from potstill.servers import ServerSpec, is_alive, locked, read_state, tail_of, try_lock
+from potstill.servers import ServerSpec, in_one_line, is_alive, locked, read_state, tail_of, try_lock
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -130,11 +130,13 @@ def _start_server(command: str, cwd: str, log: int) -> int:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard:
             os._exit(1)
-        os.chdir(cwd)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        os.chdir(cwd)
         os.execv("/bin/sh", ["sh", "-c", command])
+    except OSError as error:
+        os.write(2, f"{error}\n".encode())
     finally:
         os._exit(127)
 
@@ -148,7 +150,7 @@ def stop_descendants(group: int | None = None) -> None:
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
-            found = _descendants() if Path("/proc/self/stat").exists() else _group_members(group)
+            found = _descendants() or _group_members(group)
             if not found:
                 return
             if time.monotonic() > deadline:
@@ -161,7 +163,7 @@ def stop_descendants(group: int | None = None) -> None:
 
 
 def _group_members(group: int | None) -> set[int]:
-    """Without /proc: the group as a whole, which `os.kill` takes as a negative number."""
+    """Where the kernel lists no children: the group as a whole, which `os.kill` takes as a negative number."""
     try:
         if group:
             os.killpg(group, 0)
@@ -348,9 +350,10 @@ class Supervisor:
 
     def _report_end(self, outcome: _Outcome, guard: Guard) -> None:
         tail = tail_of(guard.log, guard.log_start)
-        ending = f"its log {guard.log} ends: {_in_one_line(tail)}"
+        ending = f"its log {guard.log} ends: {in_one_line(tail)}"
         if outcome.phase == "died":
-            self.fail(f"server: it ended with status {guard.status} before it was ready; {ending}", tail=tail)
+            hint = " (its command must stay in the foreground)" if guard.status == 0 else ""
+            self.fail(f"server: it ended with status {guard.status} before it was ready{hint}; {ending}", tail=tail)
         elif outcome.phase == "late":
             waited = f"not ready after {self._spec.startup_timeout_s:g} s (startup_timeout_s)"
             self.fail(f"server: {waited}; last seen at {outcome.detail}; {ending}", tail=tail, again=True)
@@ -370,11 +373,6 @@ class Supervisor:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(state | more), encoding="utf-8")
         temporary.replace(path)
-
-
-def _in_one_line(tail: str) -> str:
-    """Return the last lines of a log as one line, for a message that is one."""
-    return " | ".join(line.strip() for line in tail.splitlines()[-5:] if line.strip())[-600:]
 
 
 def _is_free(port: int) -> bool:

@@ -257,6 +257,29 @@ def test_a_server_that_dies_at_start_is_a_config_error_with_its_log(own_tmp: Pat
         pass
 
 
+def test_a_command_that_goes_to_the_background_is_told_so(own_tmp: Path) -> None:
+    """A command that returns at once, though with success, is no server; what it left behind is stopped."""
+    marker = f"{own_tmp}/astray"
+    block = {"command": f"sh -c 'sleep 1000; : {marker}' & # {{port}}"}
+    with pytest.raises(ConfigError, match="must stay in the foreground"), running_server(block):
+        pass
+    assert eventually(lambda: not processes_with(marker))
+
+
+def test_a_job_that_is_done_does_not_wait_for_a_restart(own_tmp: Path) -> None:
+    """A job ends at once although the server that died under it has not come back yet."""
+    mark = own_tmp / "first"
+    block = {
+        "command": f"test -e {mark} && exec sleep 1000; touch {mark}; exec {{python}} -m http.server {{port}}",
+        "ready_url": "/",
+        "startup_timeout_s": 600,
+    }
+    with running_server(block):
+        (state,) = own_tmp.glob("potstill-*/servers/*/state.json")
+        os.kill(json.loads(state.read_text())["pid"], signal.SIGTERM)
+        assert eventually(lambda: json.loads(state.read_text())["phase"] == "starting")
+
+
 def test_a_failed_start_is_tried_again_by_the_next_job(own_tmp: Path) -> None:
     """A failure of an earlier job is not remembered against a later one."""
     block = {"command": f"test -e {own_tmp}/cure && exec {{python}} -m http.server {{port}}", "ready_url": "/"}
