@@ -72,6 +72,7 @@ class Teacher:
         self.in_flight = 0
         self.most_in_flight = 0
         self.early = 0
+        self.cut = 0
         self.requests = 0
         self.other: collections.Counter[str] = collections.Counter()
         self.closed_until: dict[str, tuple[float, float]] = {}
@@ -92,6 +93,7 @@ class Teacher:
             "in_flight": self.in_flight,
             "most_in_flight": self.most_in_flight,
             "early": self.early,
+            "cut": self.cut,
             "other": dict(self.other),
         }
 
@@ -154,6 +156,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.busy is not None:
+            self.teacher.cut += 1
             self.busy.cancel()
         if self.idle is not None:
             self.idle.cancel()
