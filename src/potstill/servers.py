@@ -38,7 +38,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 from urllib.parse import urljoin, urlsplit
 
 from potstill.config.locate import workflow_root
@@ -242,8 +242,8 @@ def _ensure_ready(spec: ServerSpec, over: threading.Event) -> str:
     noted = time.monotonic()
     starts = 0
     while not over.is_set():
-        state, alive = _look_or_start(spec, stale)
-        starts += not state
+        state, alive, started = _look_or_start(spec, stale)
+        starts += started
         if starts > _MAX_STARTS:
             tail = in_one_line(tail_of(spec.path / "supervisor.log", 0))
             raise PotstillError(f"server: its supervisor ended {_MAX_STARTS} times without a word; its log: {tail}")
@@ -258,19 +258,24 @@ def _ensure_ready(spec: ServerSpec, over: threading.Event) -> str:
     return ""
 
 
-def _look_or_start(spec: ServerSpec, stale: object) -> tuple[dict[str, Any], bool]:
-    """Return what the supervisor says and whether it lives.
+class _Look(NamedTuple):
+    """What the supervisor says, whether it lives, whether it was started just now and has said nothing yet."""
 
-    When there is none, and none has failed since we came, one is started, which has said nothing yet.
-    """
+    state: dict[str, Any]
+    alive: bool
+    started: bool = False
+
+
+def _look_or_start(spec: ServerSpec, stale: object) -> _Look:
+    """Look at the supervisor; start one when there is none and none has failed since we came."""
     with locked(spec.path / "start", fcntl.LOCK_EX):
         alive = is_alive(spec.path)
         state = read_state(spec.path)
         failed_for_us = state.get("phase") == "failed" and state.get("id") != stale
         if not alive and not failed_for_us:
             _spawn_supervisor(spec)
-            return {}, True
-        return state, alive
+            return _Look({}, alive=True, started=True)
+        return _Look(state, alive)
 
 
 def is_alive(folder: Path) -> bool:
