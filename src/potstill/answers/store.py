@@ -55,7 +55,9 @@ class AnswerStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -240,15 +242,17 @@ def _check_format(folder: Path, model: str) -> None:
         publish_json(file, {"format": FORMAT, "model": model})
         return
     except ValueError as error:
-        raise StoreError(f"{file}: not JSON; write {{\"format\": {FORMAT}, \"model\": \"{model}\"}} into it") from error
+        raise StoreError(f'{file}: not JSON; write {{"format": {FORMAT}, "model": "{model}"}} into it') from error
     if found.get("format") != FORMAT:
-        raise StoreError(f"{file}: format {found.get('format')}; this version of potstill knows {FORMAT}: use the one that wrote it")
+        raise StoreError(
+            f"{file}: format {found.get('format')}; this version of potstill knows {FORMAT}: use the one that wrote it"
+        )
     if found.get("model") != model:
         raise StoreError(f"{folder}: holds answers of {found.get('model')!r}, not of {model!r}")
 
 
 def _choose(folder: Path) -> list[Index]:
-    """Open the indexes of a store that are needed: those that a greater one does not cover, in an order without gaps."""
+    """Open the indexes of a store that are needed: those that no greater one covers, in an order without gaps."""
     opened = [index for path in sorted(folder.glob("*.idx"), reverse=True) if (index := open_index(path)) is not None]
     kept: list[Index] = []
     for index in opened:

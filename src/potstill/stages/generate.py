@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,9 @@ def generate_chunk(
         files = [answered, failed, not_asked]
         writers = [None if path is None else scope.enter_context(publish(path)) for path in files]
         output = scope.enter_context(contextlib.closing(OrderedOutput(writers, answered.parent)))
-        budget = scope.enter_context(Budget.opened(store.folder, run_id or job, job, settings.get("budget"), model.prices))
+        budget = scope.enter_context(
+            Budget.opened(store.folder, run_id or job, job, settings.get("budget"), model.prices)
+        )
         chunk = _Chunk(model, store, output, policy, settings, first_row, skip, budget)
         chunk.progress.total = _count(rows, settings) if read is read_rows else None
         asyncio_run = _runner()
@@ -144,7 +146,7 @@ def _runner() -> Callable[[Any], None]:
     try:
         import uvloop
 
-        factory = uvloop.new_event_loop
+        factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     except ImportError:
         factory = asyncio.new_event_loop
 
@@ -430,8 +432,8 @@ class _Chunk:
         """
         if self._missing:
             raise InputError(
-                f"generate.offline is set, and {self._missing} answers are not in {self._store.folder} (the first: sample_id "
-                f"{self._first_missing}); run once without offline to ask for them"
+                f"generate.offline is set, and {self._missing} answers are not in {self._store.folder} "
+                f"(the first: sample_id {self._first_missing}); run once without offline to ask for them"
             )
 
     def summarise(self) -> None:
@@ -439,8 +441,14 @@ class _Chunk:
         self.counts.cost = round(self._budget.spent_here, 6)
         counts = self.counts
         logger.info(
-            "answered: %d, failed: %d, not asked: %d (from the store: %d; requests sent: %d, of them rate limited: %d; %.1f s)",
-            counts.answered, counts.failed, counts.not_asked, counts.reused, counts.requests, counts.rate_limited,
+            "answered: %d, failed: %d, not asked: %d "
+            "(from the store: %d; requests sent: %d, of them rate limited: %d; %.1f s)",
+            counts.answered,
+            counts.failed,
+            counts.not_asked,
+            counts.reused,
+            counts.requests,
+            counts.rate_limited,
             self.progress.seconds(),
         )
 
