@@ -224,9 +224,9 @@ class AnswerStore:
 
     def compact(self) -> None:
         """Merge all indexes into one and remove those that it covers."""
-        old = self._indexes
+        old = list(self._indexes)
         if len(old) > 1:
-            self._publish(list(old))
+            self._publish([*old])
             self._indexes = self._indexes[-1:]
             for index in old:
                 index.path.unlink(missing_ok=True)
