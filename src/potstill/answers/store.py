@@ -233,22 +233,31 @@ class AnswerStore:
                 index.close()
 
 
-def _check_format(folder: Path, model: str) -> None:
-    """Write the store's version on first use, and refuse a version that this code does not know."""
+def read_format(folder: Path) -> dict[str, Any]:
+    """Return what a store's `FORMAT.json` says.
+
+    Raises:
+        StoreError: If it is not JSON, or of a format that this code does not know.
+    """
     file = folder / "FORMAT.json"
     try:
-        found = loads(file.read_bytes())
-    except FileNotFoundError:
-        publish_json(file, {"format": FORMAT, "model": model})
-        return
+        found: dict[str, Any] = loads(file.read_bytes())
     except ValueError as error:
-        raise StoreError(f'{file}: not JSON; write {{"format": {FORMAT}, "model": "{model}"}} into it') from error
+        raise StoreError(f'{file}: not JSON; it holds {{"format": {FORMAT}, "model": "<name as sent>"}}') from error
     if found.get("format") != FORMAT:
         raise StoreError(
             f"{file}: format {found.get('format')}; this version of potstill knows {FORMAT}: use the one that wrote it"
         )
-    if found.get("model") != model:
-        raise StoreError(f"{folder}: holds answers of {found.get('model')!r}, not of {model!r}")
+    return found
+
+
+def _check_format(folder: Path, model: str) -> None:
+    """Write the store's version on first use, and refuse a version that this code does not know."""
+    file = folder / "FORMAT.json"
+    if not file.exists():
+        publish_json(file, {"format": FORMAT, "model": model})
+    elif (found := read_format(folder).get("model")) != model:
+        raise StoreError(f"{folder}: holds answers of {found!r}, not of {model!r}")
 
 
 def _choose(folder: Path) -> list[Index]:
