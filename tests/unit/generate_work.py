@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill.config.model import Model, load_model
-from potstill.stages.generate import GenerateCounts, generate_chunk
+from potstill.generate.chunk import GenerateCounts
+from potstill.stages.generate import generate_chunk
 from tests.servers.handle import Server
 
 

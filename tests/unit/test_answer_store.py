@@ -25,7 +25,13 @@ def _key(number: int) -> bytes:
 
 
 def _record(number: int, **fields: Any) -> dict[str, Any]:
-    return {"sample_index": 0, "finish_reason": "stop", "content": f"answer {number}", "answered_at": float(number), **fields}
+    return {
+        "sample_index": 0,
+        "finish_reason": "stop",
+        "content": f"answer {number}",
+        "answered_at": float(number),
+        **fields,
+    }
 
 
 def _fill(folder: Path, numbers: range) -> None:
@@ -166,7 +172,9 @@ def test_many_records_are_indexed_and_merged(tmp_path: Path, monkeypatch: pytest
     with AnswerStore(tmp_path, "m") as opened:
         assert len(opened._memory) < 64
         assert len(opened._indexes) <= 3
-        assert [opened.find(_key(number))[0]["content"] for number in range(1000)] == [f"answer {n}" for n in range(1000)]
+        assert [opened.find(_key(number))[0]["content"] for number in range(1000)] == [
+            f"answer {n}" for n in range(1000)
+        ]
         assert opened.find(_key(5000)) == []
 
 
@@ -197,8 +205,15 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["append", "sync", "tear", "cut", "reopen", "drop hints"]), st.integers(1, 60)), max_size=25))
-def test_any_history_of_crashes_leaves_the_journal_readable(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["append", "sync", "tear", "cut", "reopen", "drop hints"]), st.integers(1, 60)),
+        max_size=25,
+    )
+)
+def test_any_history_of_crashes_leaves_the_journal_readable(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
     """Whatever was appended, torn, cut and reopened: all that was synced is there, in order, and nothing is invented."""
     folder = tmp_path_factory.mktemp("journal")
     opened = open_journal(folder)
@@ -238,9 +253,17 @@ def test_what_belongs_to_the_identity_of_an_answer() -> None:
     messages = [{"role": "user", "content": "a"}]
     base = KeyMaker({"model": "m", "temperature": 1.0, "top_p": 0.5}).keys(messages, (0, 1))
     assert base[0] != base[1]
-    assert KeyMaker({"top_p": 0.5, "model": "m", "temperature": 1, "stream": True, "max_tokens": 5, "n": 3}).keys(messages, (0,)) == base[:1]
+    assert (
+        KeyMaker({"top_p": 0.5, "model": "m", "temperature": 1, "stream": True, "max_tokens": 5, "n": 3}).keys(
+            messages, (0,)
+        )
+        == base[:1]
+    )
     assert KeyMaker({"model": "m", "temperature": 0.9, "top_p": 0.5}).keys(messages, (0,)) != base[:1]
-    assert KeyMaker({"model": "m", "temperature": 1.0, "top_p": 0.5}).keys([{"content": "a", "role": "user"}], (0,)) == base[:1]
+    assert (
+        KeyMaker({"model": "m", "temperature": 1.0, "top_p": 0.5}).keys([{"content": "a", "role": "user"}], (0,))
+        == base[:1]
+    )
     assert KeyMaker({"model": "m"}).keys([{"role": "user", "content": "\ud83d"}], (0,))
 
 

@@ -86,7 +86,10 @@ def test_prune_leaves_a_store_in_use_alone(work: Work, capsys: pytest.CaptureFix
 def test_import_takes_over_paid_rows(work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows of another tool (`response`, `final_messages`) are found by the next run, which asks nothing."""
     user = {"role": "user", "content": "old"}
-    reply = {"choices": [{"message": {"content": "whole reply"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3}}
+    reply = {
+        "choices": [{"message": {"content": "whole reply"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3},
+    }
     rows = [
         {"final_messages": [user], "response": "text"},
         {"messages": [{**user, "content": "old 2"}, {"role": "assistant", "content": "at the end"}]},

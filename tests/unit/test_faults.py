@@ -28,7 +28,12 @@ from potstill.generate.reply import Reply, inline_reasoning, read_reply
         (408, {}, b"", "timeout"),
         (401, {}, b"", "auth"),
         (403, {}, b'{"error":"forbidden"}', "auth"),
-        (403, {}, b'{"error":{"message":"flagged","metadata":{"reasons":["x"],"flagged_input":"y"}}}', "content_filter"),
+        (
+            403,
+            {},
+            b'{"error":{"message":"flagged","metadata":{"reasons":["x"],"flagged_input":"y"}}}',
+            "content_filter",
+        ),
         (402, {}, b"", "quota"),
         (404, {}, b"", "not_found"),
         (405, {}, b"", "not_found"),
@@ -52,7 +57,12 @@ def test_a_status_has_one_class(status: int, headers: dict[str, str], body: byte
 
 def test_every_class_has_an_action() -> None:
     """The table is complete, and only rate limits and lost connections are free of charge."""
-    assert {kind for kind, action in ACTIONS.items() if action is Action.RETRY} == {"server", "transport", "timeout", "invalid_response"}
+    assert {kind for kind, action in ACTIONS.items() if action is Action.RETRY} == {
+        "server",
+        "transport",
+        "timeout",
+        "invalid_response",
+    }
     assert {kind for kind, action in ACTIONS.items() if action is Action.STOP} == {"auth", "not_found", "tls", "quota"}
     assert ACTIONS["rate_limit"] is Action.WAIT and ACTIONS["connect"] is Action.OUTAGE
 
@@ -104,7 +114,16 @@ def test_an_error_in_a_200_counts_by_its_own_status() -> None:
     [
         ({"content": "x"}, "x", None),
         ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "ab", None),
-        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "b"}]}, "b", "hm"),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+                    {"type": "text", "text": "b"},
+                ]
+            },
+            "b",
+            "hm",
+        ),
         ({"content": "x", "reasoning_content": "r"}, "x", "r"),
         ({"content": "x", "reasoning": "r"}, "x", "r"),
         ({"content": None, "refusal": "I can't"}, "I can't", None),
@@ -139,7 +158,9 @@ def test_inline_think_blocks(text: str, reasoning: str | None) -> None:
     assert inline_reasoning(text) == reasoning
 
 
-def _simulate(window: Window, capacity: float | None, refusal: float, seconds: float, latency: float = 0.1) -> tuple[float, float]:
+def _simulate(
+    window: Window, capacity: float | None, refusal: float, seconds: float, latency: float = 0.1
+) -> tuple[float, float]:
     """Send in rounds of one latency; return answers a second and the share refused over the last half."""
     rng, now, level, answered, refused = random.Random(1), 0.0, 0.0, 0, 0
     while now < seconds:

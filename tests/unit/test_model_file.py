@@ -22,7 +22,9 @@ def _load(folder: Path, document: Any, **env: str) -> Any:
 @pytest.mark.parametrize("path", sorted((workflow_root() / "config/models").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_examples_load(path: Path) -> None:
     """Each example is valid, and needs nothing but the key of the variable that it names."""
-    model = load_model(path, env=dict.fromkeys(("OPENAI_API_KEY", "OPENROUTER_API_KEY", "DEEPSEEK_API_KEY"), "key-1234"))
+    model = load_model(
+        path, env=dict.fromkeys(("OPENAI_API_KEY", "OPENROUTER_API_KEY", "DEEPSEEK_API_KEY"), "key-1234")
+    )
     assert model.name
     assert model.key.read() in (None, "key-1234")
 
@@ -41,11 +43,27 @@ def test_the_file_of_the_openai_packages_users(tmp_path: Path) -> None:
                 "default_headers": {"X-A": "b"},
                 "default_query": {"api-version": 1},
             },
-            "chat_config": {"model": "gpt-oss-120b", "temperature": 0.7, "max_tokens": 4096, "reasoning_effort": "high", "stream": False},
+            "chat_config": {
+                "model": "gpt-oss-120b",
+                "temperature": 0.7,
+                "max_tokens": 4096,
+                "reasoning_effort": "high",
+                "stream": False,
+            },
         },
     )
-    assert model.parameters == {"model": "gpt-oss-120b", "temperature": 0.7, "reasoning_effort": "high", "stream": False}
-    assert (model.max_tokens, model.limit_name, model.max_retries, model.timeouts.attempt) == (4096, "max_tokens", 3, 600)
+    assert model.parameters == {
+        "model": "gpt-oss-120b",
+        "temperature": 0.7,
+        "reasoning_effort": "high",
+        "stream": False,
+    }
+    assert (model.max_tokens, model.limit_name, model.max_retries, model.timeouts.attempt) == (
+        4096,
+        "max_tokens",
+        3,
+        600,
+    )
     assert model.addresses[0].chat_url == "http://127.0.0.1:8000/v1/chat/completions"
     assert model.headers == {"X-A": "b", "OpenAI-Organization": "org"}
     assert model.query == {"api-version": "1"}
@@ -120,7 +138,11 @@ def test_a_server_block_gets_its_defaults(tmp_path: Path) -> None:
     """A `server:` block needs a command only; the model can be asked at the address where it was started."""
     model = _load(
         tmp_path,
-        {"client_config": {"base_url": "http://127.0.0.1:{port}/v1"}, "chat_config": {"model": "m"}, "server": {"command": "x --port {port}"}},
+        {
+            "client_config": {"base_url": "http://127.0.0.1:{port}/v1"},
+            "chat_config": {"model": "m"},
+            "server": {"command": "x --port {port}"},
+        },
     )
     assert (model.server["port"], model.server["ready_url"]) == ("auto", "/v1/models")
     assert model.at("http://127.0.0.1:5/v1").addresses[0].chat_url == "http://127.0.0.1:5/v1/chat/completions"

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,20 @@ from tests.servers.handle import ROOT, Server, running
 
 PLAIN = "canaryPLAINkey0123456789abcdef"
 ODD = "canary'ODD\"$HOME\\key with space"
-FAILURES = ("401", "403", "400", "echo_key", "402", "404", "500", "reset", "garbage", "error200", "truncated", "disconnect")
+FAILURES = (
+    "401",
+    "403",
+    "400",
+    "echo_key",
+    "402",
+    "404",
+    "500",
+    "reset",
+    "garbage",
+    "error200",
+    "truncated",
+    "disconnect",
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,37 +67,43 @@ def test_no_key_is_left_anywhere(teacher: Server, tmp_path: Path, key: str) -> N
     """After twelve kinds of failure no file, stream or command line holds the key, in whatever form; the server got it."""
     watcher = CommandLines()
     watcher.start()
-    outputs = b""
-    for place, failure in enumerate(FAILURES):
-        folder = tmp_path / f"{place}-{failure}"
-        folder.mkdir()
-        outputs += _fail(folder, teacher, failure, key, by_file=place % 2 == 1)
+    teacher.control(rows={failure: failure for failure in FAILURES}, key=key, reset=True)
+    with ThreadPoolExecutor(4) as pool:
+        outputs = b"".join(
+            pool.map(lambda item: _fail(tmp_path, teacher, item[1], key, by_file=item[0] % 2 == 1), enumerate(FAILURES))
+        )
     watcher.over.set()
     watcher.join()
     files = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "key")
     for form in (key, json.dumps(key)[1:-1], repr(key)[1:-1]):
         for name, data in (("files", files), ("streams", outputs), ("command lines", b"\0".join(watcher.seen))):
             assert form.encode() not in data, name
-    assert teacher.stats()["other"].get("wrong_key", 0) == 0
+    # The key that the server expects is the canary: had another one arrived, all would have been refused by 401.
+    assert set(teacher.stats()["statuses"]) == set(FAILURES)
 
 
-def _fail(folder: Path, teacher: Server, failure: str, key: str, *, by_file: bool) -> bytes:
-    """Run the command into one kind of failure, at full verbosity, and return all that it printed."""
-    teacher.control(rows={"bad": failure}, key=key, reset=True)
-    (folder / "rows.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "bad"}]}) + "\n")
+def _fail(parent: Path, teacher: Server, failure: str, key: str, *, by_file: bool) -> bytes:
+    """Run the command into one kind of failure and return all that it printed."""
+    folder = parent / failure
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": failure}]}) + "\n")
     client = {"base_url": teacher.url, "timeout": 2, "max_retries": 1}
     client |= {"api_key_file": str(folder / "key")} if by_file else {"api_key_env": "CANARY_KEY"}
     (folder / "model.yaml").write_text(json.dumps({"client_config": client, "chat_config": {"model": "fake"}}))
-    environment = {**os.environ, "PYTHONASYNCIODEBUG": "1", "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     if by_file:
         (folder / "key").write_text(key)
     else:
         environment["CANARY_KEY"] = key
-    command = [sys.executable, "-X", "dev", "-m", "potstill", "generate", "--input-path", "rows.jsonl", "--output-path", "out"]
+    command = [sys.executable, "-m", "potstill", "generate", "--input-path", "rows.jsonl", "--output-path", "out"]
     done = subprocess.run(
-        [*command, "--model-config", "model.yaml"], cwd=folder, env=environment, capture_output=True, check=False, timeout=60
+        [*command, "--model-config", "model.yaml"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        check=False,
+        timeout=60,
     )
-    assert teacher.stats()["requests"] > 0
     assert done.returncode in {0, 75, 78}, done.stderr
     return done.stdout + done.stderr
 

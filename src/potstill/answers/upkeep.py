@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from potstill.answers.journal import Damage, boot_id, decode, find_damage
 from potstill.answers.reuse import ReusePolicy
 from potstill.answers.store import AnswerStore, read_format
 from potstill.config.model import Model
 from potstill.errors import InputError, TryAgainError
+from potstill.generate.faults import Fault
 from potstill.generate.reply import read_document, read_usage
 from potstill.records import Row
 from potstill.rows import disk_errors, loads, publish
@@ -194,17 +195,23 @@ def prune(folder: Path, what: Prune, *, do: bool) -> PruneCounts:
 def _held(journals: list[Path]) -> contextlib.ExitStack:
     """Hold all journals, so that no job appends to one meanwhile."""
     scope = contextlib.ExitStack()
-    try:
-        for path in journals:
-            stream = scope.enter_context(path.open("rb"))
-            if path.name.startswith(boot_id()):
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            elif time.time() - path.stat().st_mtime < _MAY_LIVE_S:
-                raise BlockingIOError
-    except BlockingIOError as error:
-        scope.close()
-        raise TryAgainError(f"{path}: a job is writing to this store; prune it when no run is going on") from error
+    for path in journals:
+        stream = scope.enter_context(path.open("rb"))
+        if not _is_free(path, stream):
+            scope.close()
+            raise TryAgainError(f"{path}: a job is writing to this store; prune it when no run is going on")
     return scope
+
+
+def _is_free(path: Path, stream: IO[bytes]) -> bool:
+    """Return whether no job holds a journal: by its lock on this machine, by its age on another."""
+    if not path.name.startswith(boot_id()):
+        return time.time() - path.stat().st_mtime >= _MAY_LIVE_S
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _lines(path: Path, what: Prune) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
@@ -224,7 +231,10 @@ def _best(folder: Path, what: Prune) -> dict[str, float]:
     for path in sorted((folder / "journals").glob("*.jsonl")):
         for _, record in _lines(path, what):
             if record is not None:
-                brief = {name: record.get(name) for name in ("error_class", "finish_reason", "answered_at", "max_tokens", "usage")}
+                brief = {
+                    name: record.get(name)
+                    for name in ("error_class", "finish_reason", "answered_at", "max_tokens", "usage")
+                }
                 times[record["key"]].append(brief)
     policy = ReusePolicy()
     return {
@@ -234,7 +244,9 @@ def _best(folder: Path, what: Prune) -> dict[str, float]:
     }
 
 
-def _stays(record: dict[str, Any] | None, what: Prune, before: float, best: dict[str, float], counts: PruneCounts) -> bool:
+def _stays(
+    record: dict[str, Any] | None, what: Prune, before: float, best: dict[str, float], counts: PruneCounts
+) -> bool:
     drop = record is None or bool(
         (what.failures and record.get("error_class"))
         or record["answered_at"] < before
@@ -266,7 +278,11 @@ class ImportCounts:
 
 
 def import_rows(
-    files: list[Path], model: Model, answers_dir: Path, messages_field: str | None = None, response_field: str = "response"
+    files: list[Path],
+    model: Model,
+    answers_dir: Path,
+    messages_field: str | None = None,
+    response_field: str = "response",
 ) -> ImportCounts:
     """Take over answers that were paid for with other tools.
 
@@ -295,7 +311,9 @@ def import_rows(
     return counts
 
 
-def _take(row: Row, maker: Any, store: AnswerStore, counts: ImportCounts, messages_field: str | None, response_field: str) -> None:
+def _take(
+    row: Row, maker: Any, store: AnswerStore, counts: ImportCounts, messages_field: str | None, response_field: str
+) -> None:
     name = messages_field or ("final_messages" if "final_messages" in row else "messages")
     messages, response = row.get(name), row.get(response_field)
     if not isinstance(messages, list) or not messages:
@@ -321,15 +339,26 @@ def _record_of(response: Any, row: Row) -> dict[str, Any]:
     Raises:
         ValueError: If it is neither, or empty.
     """
-    usage, served, reasoning, tool_calls, finish = read_usage(row.get("usage")), None, row.get("reasoning"), None, row.get("finish_reason")
+    usage, served, reasoning, tool_calls, finish = (
+        read_usage(row.get("usage")),
+        None,
+        row.get("reasoning"),
+        None,
+        row.get("finish_reason"),
+    )
     if isinstance(response, str) and response.startswith('{"') and '"choices"' in response:
         response = loads(response)
     if isinstance(response, dict):
         reply = read_document(response, b"")
-        if not hasattr(reply, "choices"):
+        if isinstance(reply, Fault):
             raise ValueError(f"the reply is no answer: {reply.message}")
         choice, usage, served = reply.choices[0], reply.usage, reply.served_model
-        response, reasoning, tool_calls, finish = choice.content, choice.reasoning, choice.tool_calls, choice.finish_reason
+        response, reasoning, tool_calls, finish = (
+            choice.content,
+            choice.reasoning,
+            choice.tool_calls,
+            choice.finish_reason,
+        )
     if not isinstance(response, str) or not (response.strip() or tool_calls):
         raise ValueError("no answer in the row")
     return {
@@ -345,4 +374,3 @@ def _record_of(response: Any, row: Row) -> dict[str, Any]:
         "attempts": 0,
         "answered_at": round(time.time(), 3),
     }
-

@@ -12,24 +12,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `potstill answers`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--answers-dir", type=Path, default=Path("answers"), metavar="DIR", help="the folder of all stores (default: answers)")
+    shared.add_argument(
+        "--answers-dir",
+        type=Path,
+        default=Path("answers"),
+        metavar="DIR",
+        help="the folder of all stores (default: answers)",
+    )
     one = argparse.ArgumentParser(add_help=False, parents=[shared])
     one.add_argument("--model", metavar="NAME", help="the model's name as sent; may be left out if there is one store")
     actions.add_parser("list", parents=[shared], help="what the stores hold: answers, failures, tokens, dates")
     actions.add_parser("verify", parents=[one], help="read every record and name all damage by file and byte")
     export = actions.add_parser("export", parents=[one], help="write all records as JSONL")
     export.add_argument("--output", type=Path, required=True, metavar="FILE")
-    prune = actions.add_parser("prune", parents=[one], help="take records out; says what it would do, unless --yes is given")
+    prune = actions.add_parser(
+        "prune", parents=[one], help="take records out; says what it would do, unless --yes is given"
+    )
     prune.add_argument("--damaged", action="store_true", help="records that cannot be read")
     prune.add_argument("--failures", action="store_true", help="rows that failed")
-    prune.add_argument("--superseded", action="store_true", help="records that a later or better one of the same request replaces")
+    prune.add_argument(
+        "--superseded", action="store_true", help="records that a later or better one of the same request replaces"
+    )
     prune.add_argument("--before", metavar="DATE", help="answers from before a day, such as 2026-01-31")
     prune.add_argument("--yes", action="store_true", help="do it")
     take = actions.add_parser("import", parents=[shared], help="take over rows that were paid for with other tools")
     take.add_argument("files", type=Path, nargs="+", metavar="FILE", help="rows with the conversation and the answer")
-    take.add_argument("--model-config", type=Path, required=True, metavar="M.yaml", help="the model and the parameters they were asked with")
-    take.add_argument("--messages-field", metavar="NAME", help="the conversation as sent (default: final_messages, else messages); it may end with the answer")
-    take.add_argument("--response-field", default="response", help="the answer: its text, or the whole reply (default: response)")
+    take.add_argument(
+        "--model-config",
+        type=Path,
+        required=True,
+        metavar="M.yaml",
+        help="the model and the parameters they were asked with",
+    )
+    take.add_argument(
+        "--messages-field",
+        metavar="NAME",
+        help="the conversation as sent (default: final_messages, else messages); it may end with the answer",
+    )
+    take.add_argument(
+        "--response-field", default="response", help="the answer: its text, or the whole reply (default: response)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +69,9 @@ def _stores(args: argparse.Namespace) -> list[Path]:
         stores = [path for path in stores if path.name == slug(wanted)]
     if not stores:
         what = f"answers of {wanted}" if wanted else "answer store"
-        raise InputError(f"{args.answers_dir}: no {what} there; --answers-dir names the folder of the config's answers_dir")
+        raise InputError(
+            f"{args.answers_dir}: no {what} there; --answers-dir names the folder of the config's answers_dir"
+        )
     return stores
 
 
@@ -75,7 +99,9 @@ def _verify(args: argparse.Namespace) -> int:
         damage += len(report.damage)
         for place in report.damage:
             print(f"{place.path}: byte {place.offset}: {place.length} bytes are damaged")
-        print(f"{folder.name}: {report.records} records whole, {len(report.damage)} damaged, {report.torn} torn ends (of kills)")
+        print(
+            f"{folder.name}: {report.records} records whole, {len(report.damage)} damaged, {report.torn} torn ends (of kills)"
+        )
     return 1 if damage else 0
 
 
@@ -100,8 +126,12 @@ def _import(args: argparse.Namespace) -> int:
     from potstill.answers.upkeep import import_rows
     from potstill.config.model import load_model
 
-    counts = import_rows(args.files, load_model(args.model_config), args.answers_dir, args.messages_field, args.response_field)
-    print(f"{counts.taken} answers taken over, {counts.known} were there already, {len(counts.bad)} rows cannot be used")
+    counts = import_rows(
+        args.files, load_model(args.model_config), args.answers_dir, args.messages_field, args.response_field
+    )
+    print(
+        f"{counts.taken} answers taken over, {counts.known} were there already, {len(counts.bad)} rows cannot be used"
+    )
     for reason in counts.bad[:10]:
         print(f"  {reason}")
     return 1 if counts.bad and not counts.taken else 0
