@@ -214,7 +214,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 def test_any_history_of_crashes_leaves_the_journal_readable(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
 ) -> None:
-    """Whatever was appended, torn, cut and reopened: all that was synced is there, in order, and nothing is invented."""
+    """Whatever was appended, torn, cut and reopened: what was synced is there, in order, and nothing is invented."""
     folder = tmp_path_factory.mktemp("journal")
     opened = open_journal(folder)
     written: list[bytes] = []

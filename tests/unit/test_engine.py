@@ -100,7 +100,7 @@ def test_only_new_and_changed_rows_are_asked(work: Work) -> None:
     ],
 )
 def test_what_changes_an_answer_asks_again(work: Work, chat: dict[str, Any], requests: int) -> None:
-    """A parameter that changes the answer is part of its identity; how it travels, and a limit that it fits, are not."""
+    """What changes the answer is part of its identity; how it travels, and a limit that it fits, are not."""
     work.rows("a")
     work.run()
     work.chat = chat

@@ -64,7 +64,7 @@ class CommandLines(threading.Thread):
 @pytest.mark.slow
 @pytest.mark.parametrize("key", [PLAIN, ODD], ids=["plain", "odd"])
 def test_no_key_is_left_anywhere(teacher: Server, tmp_path: Path, key: str) -> None:
-    """After twelve kinds of failure no file, stream or command line holds the key, in whatever form; the server got it."""
+    """After twelve kinds of failure no file, stream or command line holds the key; the server did get it."""
     watcher = CommandLines()
     watcher.start()
     teacher.control(rows={failure: failure for failure in FAILURES}, key=key, reset=True)

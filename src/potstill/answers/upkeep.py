@@ -47,7 +47,8 @@ class Summary:
         reasons = ", ".join(f"{name} {count}" for name, count in self.finish_reasons.most_common()) or "none"
         return (
             f"{self.model}: {self.answers} answers (finish_reason: {reasons}), failures: {failures}, "
-            f"tokens: {self.prompt_tokens} in, {self.completion_tokens} out, {_day(self.first)} to {_day(self.last)}, {self.size / 1e6:.1f} MB"
+            f"tokens: {self.prompt_tokens} in, {self.completion_tokens} out, "
+            f"{_day(self.first)} to {_day(self.last)}, {self.size / 1e6:.1f} MB"
         )
 
 
@@ -290,7 +291,8 @@ def import_rows(
         files: JSONL files of rows.
         model: The model and the parameters that the rows were asked with: they make the keys.
         answers_dir: The folder of all stores.
-        messages_field: The conversation, by default `final_messages`, else `messages`; if it ends with the assistant's turn and there is no response, that is the answer.
+        messages_field: The conversation, by default `final_messages`, else `messages`; if it ends with the assistant's
+            turn and there is no response, that is the answer.
         response_field: The answer: its text, or a whole reply of a server.
     """
     from potstill.generate.requests import RequestMaker

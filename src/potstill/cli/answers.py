@@ -100,7 +100,8 @@ def _verify(args: argparse.Namespace) -> int:
         for place in report.damage:
             print(f"{place.path}: byte {place.offset}: {place.length} bytes are damaged")
         print(
-            f"{folder.name}: {report.records} records whole, {len(report.damage)} damaged, {report.torn} torn ends (of kills)"
+            f"{folder.name}: {report.records} records whole, {len(report.damage)} damaged, "
+            f"{report.torn} torn ends (of kills)"
         )
     return 1 if damage else 0
 
