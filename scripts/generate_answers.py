@@ -16,7 +16,7 @@ def main() -> None:
     """Ask, with what the command line says."""
     for path in args.env_file:
         load_env_file(path)
-    pace = json.loads(args.pace)
+    pace = {key: float(value) for key, _, value in (item.partition("=") for item in args.pace.split(","))}
     execute = json.loads(args.execute)
     with contextlib.ExitStack() as scope:
         gold = scope.enter_context(GoldCheck(args.gold[0], settings=execute)) if execute else None
@@ -32,7 +32,8 @@ def main() -> None:
             answers_dir=Path(args.answers_dir),
             first_row=find_first_row(args.summary[0], args.rows) if args.summary else 0,
             skip=gold and (lambda row: "bad_gold" if gold.skips(row) else None),
-            run_id=args.run,
+            # The jobs of a run share its budget.
+            run_id=str(args.answered.parents[2]),
             share=1 / pace["parallel_jobs"],
         )
 
@@ -47,7 +48,7 @@ if __name__ == "__main__":
         "answered",
         "failed",
         "not-asked",
-        values=("answers-dir", "concurrency", "pace", "execute", "run"),
+        values=("answers-dir", "concurrency", "pace", "execute"),
     )
     with job(args.log):
         main()

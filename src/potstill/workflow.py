@@ -20,6 +20,9 @@ from potstill.config.schema import load_yaml
 from potstill.holders import hold, recover
 from potstill.readers import count_rows, expand_inputs
 
+#: The resource that generate jobs with a rate limit take one of.
+RATE_LIMITED = "rate_limited_jobs"
+
 #: The folder that Snakemake keeps in the working directory.
 SNAKEMAKE_FOLDER = Path(".snakemake")
 
@@ -95,8 +98,17 @@ class Plan:
 
     @property
     def pace(self) -> str:
-        """How fast to ask, as JSON: keys of `generate` whose change must not make a job run again."""
-        return json.dumps({key: self.config["generate"][key] for key in self.pace_keys if key != "concurrency"})
+        """How fast to ask: keys of `generate` whose change must not make a job run again, as `key=value,…`."""
+        generate = self.config["generate"]
+        keys = [key for key in self.pace_keys if key != "concurrency" and generate[key] is not None]
+        return ",".join(f"{key}={generate[key]:g}" for key in keys)
+
+    @property
+    def job_limits(self) -> dict[str, int]:
+        """What a generate job takes of `RATE_LIMITED`: with a rate limit, only so many jobs ask as share it."""
+        generate = self.config["generate"]
+        limited = any(generate[key] is not None for key in ("requests_per_minute", "tokens_per_minute"))
+        return {RATE_LIMITED: 1} if limited else {}
 
     @property
     def skips_bad_gold(self) -> bool:

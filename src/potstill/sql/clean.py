@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import html
 import re
+from itertools import islice
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from potstill.sql import bare, embedded
 from potstill.sql.fences import JSON_LABELS, NEUTRAL_LABELS, PROGRAM_LABELS, SQL_LABELS, Block, find_blocks
 from potstill.sql.reasoning import strip_reasoning
-from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, skip_leading, statements
+from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, is_plain, skip_leading, statements, unfinished
 from potstill.sql.syntax import check_syntax
 
 #: An answer inside an answer inside an answer (a fence in JSON in a tag): deeper than this nobody nests.
 _MAX_DEPTH = 5
+#: Of more statements in running text than this only the last are compared.
+_MAX_FOUND = 40
 #: Of more blocks than this in one answer only the last are read.
 _MAX_BLOCKS = 100
 
@@ -60,10 +63,13 @@ def clean_sql(text: str, *, dialect: str = "sqlite") -> Cleaned:
     body = answer.text.strip(BLANKS)
     if not body:
         return Cleaned("", "none", (*notes, "empty"))
-    if "&" in body and _is_escaped(body):
-        body = html.unescape(body)
-        notes.append("html_unescaped")
+    body = _without_next_turn(body)
     hit = _find(_real_newlines(body), dialect, 0)
+    if "<br" in body and hit and _BREAK.search(_LITERAL.sub("''", hit.sql)):
+        hit = _find(_BREAK.sub("\n", body), dialect, 0)
+    if "&" in body and _is_escaped(hit.sql if hit else body):
+        hit = _find(_real_newlines(html.unescape(body)), dialect, 0)
+        notes.append("html_unescaped")
     if hit is None:
         return Cleaned("", "none", (*notes, *(["refusal"] if is_refusal(body) else [])))
     return _finish(hit, notes, dialect)
@@ -72,25 +78,51 @@ def clean_sql(text: str, *, dialect: str = "sqlite") -> Cleaned:
 def _finish(hit: _Hit, notes: list[str], dialect: str) -> Cleaned:
     sql = hit.sql
     notes.extend(hit.notes)
+    if "\\_" in sql or "\\*" in sql:
+        sql = _without_markdown_escapes(sql, dialect)
     if not sql.isascii():
         plain = plain_punctuation(sql)
         if plain != sql:
             sql = plain
             notes.append("fullwidth_punctuation")
-    if "truncated_statement" not in notes and bare.is_truncated(sql, dialect):
+    if "complete" in notes:
+        notes.remove("complete")
+    elif "truncated_statement" not in notes and bare.is_truncated(sql, dialect):
         notes.append("truncated_statement")
     if not hit.is_query:
         notes.append("not_a_query")
     return Cleaned(sql, hit.method, tuple(notes))
 
 
+_BREAK = re.compile(r"<br ?/?>\n?")
+# What begins the next turn of a conversation that the model went on to invent.
+_NEXT_TURN = re.compile(
+    r"^[ \t]*(?:#{1,4} ?(?:Instruction|Question|Input|User|Human|Schema)\b|(?:Question|Q|User|Human|USER|Input|Instruction|"
+    r"Database schema|Schema|-- Question|问题|用户)(?: \d+)?[:：])",
+    re.MULTILINE,
+)
+_TURN_WORDS = ("uestion", "Q:", "ser:", "SER:", "uman", "nput", "nstruction", "chema", "问题", "用户", "### User")
+
+
+def _without_next_turn(body: str) -> str:
+    """Cut a text where it goes on with another question, once it has answered the first."""
+    if not any(word in body for word in _TURN_WORDS):
+        return body
+    for match in islice(_NEXT_TURN.finditer(body), 8):
+        before = body[: match.start()]
+        if _HAS_QUERY_WORD.search(before) and not unfinished(before[-2000:]) and _find(before, "sqlite", 1):
+            return before
+    return body
+
+
 _LITERAL = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)")
-_ENTITY = re.compile(r"&(?:lt|gt|quot|apos|#39|#x27|#34|amp);")
+#: Its semicolon may be missing: it was taken for the statement's end.
+_ENTITY = re.compile(r"&(?:lt|gt|quot|apos|#39|#x27|#34|amp)(?:;|\Z)")
 
 
-def _is_escaped(body: str) -> bool:
-    """Say whether a text was HTML-escaped as a whole: an entity stands outside literals."""
-    return _ENTITY.search(body) is not None and _ENTITY.search(_LITERAL.sub("''", body)) is not None
+def _is_escaped(sql: str) -> bool:
+    """Say whether a statement was HTML-escaped: an entity stands outside its literals."""
+    return _ENTITY.search(sql) is not None and _ENTITY.search(_LITERAL.sub("''", sql)) is not None
 
 
 def _real_newlines(body: str) -> str:
@@ -103,16 +135,12 @@ def _real_newlines(body: str) -> str:
 # --------------------------------------------------------------------------------------------------- the search
 
 
-#: Without any of these nothing but running text is there.
-_MARKED = re.compile(r"\A\"|[`<{\[]|~~~|\\boxed")
-
-
 def _find(body: str, dialect: str, depth: int) -> _Hit | None:
     """Find the final statement of a text that has no reasoning in it."""
-    if depth > _MAX_DEPTH:
-        return None
     body = body.strip(BLANKS)
-    if not _MARKED.search(body):
+    if not body or depth > _MAX_DEPTH:
+        return None
+    if not any(mark in body for mark in ("`", "<", "{", "[", "~~~")) and body[0] != '"':
         return _in_bare(body, dialect, depth)
     marked = _in_marks(body, dialect, depth)
     if marked is not None and marked.is_query:
@@ -157,7 +185,7 @@ def _pick(hits: list[_Hit], method: str) -> _Hit | None:
 
 def _in_tags(body: str, dialect: str, depth: int) -> _Hit | None:
     hits: list[_Hit] = []
-    embedded.in_tags(body, _reader(dialect, depth, hits))
+    embedded.in_tags(body, _reader(dialect, depth, hits), at_most=3 if depth else 20)
     return _pick(hits, "tag")
 
 
@@ -195,7 +223,7 @@ class _Candidate(NamedTuple):
 
     hit: _Hit
     block: Block
-    demoted: bool
+    intro: str
 
 
 def _in_fences(body: str, dialect: str, depth: int) -> _Hit | None:
@@ -218,7 +246,7 @@ def _candidates(body: str, blocks: list[Block], dialect: str, depth: int) -> Ite
         if hit is not None:
             if not block.closed:
                 hit = hit._replace(notes=(*hit.notes, "unclosed_fence"))
-            yield _Candidate(hit, block, _is_demoted(body[max(previous_end, block.start - 300) : block.start]))
+            yield _Candidate(hit, block, body[max(previous_end, block.start - 300) : block.start])
         previous_end = block.end
 
 
@@ -259,7 +287,9 @@ _DEMOTES = re.compile(
     r"\b(?:alternativ\w*|breakdown|sub-?quer(?:y|ies)|inner query|verify|to test|to check|sanity check|incorrect|wrong|"
     r"instead of|don't use|do not use|avoid|would fail|original query|your query|first attempt|not recommended|"
     r"you can also|you could also|could also|if you (?:also |only |want|need|prefer|would)|optional(?:ly)?|equivalent|"
-    r"create an index|explanation of|for (?:reference|comparison))\b|备选|另一种|也可以|或者|验证|错误的|不要使用|原始|子查询|如果(?:您|你)?(?:需要|想)",
+    r"create an index|explanation of|for (?:reference|comparison)|break(?:s|ing)? (?:it |this |them |the query )?down|in general|"
+    r"this part|explained|how it works|to (?:confirm|debug|inspect|see)|double.check|test (?:it|the query|with)|general form|"
+    r"in (?:sql server|mysql|postgres(?:ql)?|oracle|t-sql)|before running)\b|备选|另一种|也可以|或者|验证|错误的|不要使用|原始|子查询|如果(?:您|你)?(?:需要|想)",
     re.IGNORECASE,
 )
 _PROMOTES = re.compile(
@@ -281,25 +311,30 @@ def _choose(queries: list[_Candidate], body: str) -> _Candidate:
         return queries[0]
     programs = [query for query in queries if "in_code" not in query.hit.notes]
     pool = programs or queries
+    pool = [query for query in pool if not bare.has_placeholder(query.hit.sql)] or pool
     for query in reversed(pool):
-        if not query.demoted and not _is_part(query, pool):
+        if not _is_demoted(query.intro) and not _is_part(query, pool):
             return query
-    return pool[0] if all(query.demoted for query in pool[1:]) else pool[-1]
+    return pool[0] if all(_is_demoted(query.intro) for query in pool[1:]) else pool[-1]
 
 
 def _is_part(query: _Candidate, others: list[_Candidate]) -> bool:
-    """Say whether a query repeats a parenthesised part of an earlier one: then it explains, it does not answer."""
+    """Say whether a query repeats a part of an earlier one: then it explains, it does not answer.
+
+    A beginning of the earlier one may be its correction instead ("no filter is needed"), if the words say so.
+    """
     inner = _squeeze(query.hit.sql)
-    return any(
-        other is not query and other.block.start < query.block.start and f"({inner})" in _squeeze(other.hit.sql)
-        for other in others
-    )
+    earlier = [_squeeze(other.hit.sql) for other in others if other.block.start < query.block.start]
+    if any(f"({inner})" in sql for sql in earlier):
+        return True
+    return any(inner in sql and inner != sql for sql in earlier) and _PROMOTES.search(query.intro) is None
 
 
 def _squeeze(sql: str) -> str:
     return re.sub(r"\s+", "", sql[:20_000]).lower()
 
 
+_HAS_QUERY_WORD = re.compile(r"[SsWw](?:ELECT|elect|ITH|ith)\b")
 _CORRECTION = re.compile(
     r"\b(?:wait|actually|correction|corrected|sorry|mistake|should be|should have been|instead|oops|on second thought)\b|"
     r"更正|应该是|不对|修正|改为|应为|抱歉",
@@ -310,7 +345,7 @@ _CORRECTION = re.compile(
 def _corrected_below(body: str, chosen: _Candidate, dialect: str) -> _Hit | None:
     """Return a statement in the text behind the last block, when words of correction announce it."""
     rest = body[chosen.block.end :]
-    if len(rest) < 20 or len(rest) > 5000:
+    if len(rest) < 20 or len(rest) > 5000 or not _HAS_QUERY_WORD.search(rest):
         return None
     cue = _CORRECTION.search(rest)
     if cue is None:
@@ -330,6 +365,9 @@ def pick_statement(text: str, dialect: str) -> _Hit | None:
         text: The content of a fence, or of anything else that should hold SQL alone.
         dialect: A name as sqlglot knows it.
     """
+    plain = _plain_query(text)
+    if plain:
+        return plain
     chosen = None
     chosen_is_query = False
     count = 0
@@ -349,6 +387,18 @@ def pick_statement(text: str, dialect: str) -> _Hit | None:
     if chosen_is_query and _prose_inside(chosen, dialect):
         return None
     return _Hit(chosen, "fence", ("several_statements",) if count > 1 else (), chosen_is_query)
+
+
+def _plain_query(text: str) -> _Hit | None:
+    """Take a text that is one plain query: the common case, told without a scan."""
+    sql = text.strip(BLANKS).rstrip(TERMINATORS + BLANKS)
+    if sql[:7].rstrip().upper() != "SELECT" or "\n\n" in sql or not sql.isascii() or not is_plain(sql):
+        return None
+    return _Hit(sql, "fence", ("complete",) if sql[-1:] in _SURE_ENDS else ())
+
+
+#: A statement that ends so has nothing missing behind it.
+_SURE_ENDS = frozenset(")'\"`0123456789")
 
 
 def _own_comments(text: str, begin: int, start: int) -> int:
@@ -416,19 +466,27 @@ def _whole(body: str, dialect: str) -> _Hit | None:
     """Take a text that is one statement and nothing else, without looking further; None where there is a doubt."""
     if first_keyword(body) not in QUERY_WORDS or not body.isascii():
         return None
+    head, terminator, rest = body.partition(";")
+    if terminator and rest and is_plain(head) and not bare.may_begin(rest):
+        body = head + terminator  # the statement first, then words that hold no other
     hit = pick_statement(body, dialect)
-    if hit is None or hit.notes or not hit.is_query:
+    if hit is None or "several_statements" in hit.notes or not hit.is_query:
         return None
-    if ("\n" in hit.sql and bare.has_boundaries(hit.sql)) or not bare.reads_as_query(hit.sql):
+    hit = hit._replace(method="bare")
+    sql = hit.sql
+    if bare.lines_begin_as_sql(sql):
+        if body[-1] == ";" and sql.startswith("SELECT") and "FROM" in sql:
+            return hit
+    elif bare.has_boundaries(sql):
         return None
-    return hit._replace(method="bare") if check_syntax(hit.sql, dialect).kind == "yes" else None
+    return hit if bare.reads_as_query(sql) and check_syntax(sql, dialect).kind == "yes" else None
 
 
 def _choose_found(found: list[bare.Found], text: str) -> bare.Found | None:
     """Choose between several statements in running text: those that stand as code before others, then the last."""
     if len(found) <= 1:
         return found[0] if found else None
-    queries = [item for item in found if item.is_query] or found
+    queries = ([item for item in found if item.is_query] or found)[-_MAX_FOUND:]
     best = max(item.rank for item in queries)
     pool = [item for item in queries if item.rank == best]
     cue = None
@@ -499,6 +557,20 @@ def _straight(match: re.Match[str]) -> str:
     return f'"{match.group(2)}"' if match.group(2) is not None else match.group()
 
 
+def _without_markdown_escapes(sql: str, dialect: str) -> str:
+    r"""Undo `\_` and `\*` outside literals, where that makes a text parse that did not."""
+    if check_syntax(sql, dialect).kind == "yes":
+        return sql
+    pieces = []
+    position = 0
+    for match in _MARKS.finditer(sql):
+        pieces += [_ESCAPE.sub(r"\1", sql[position : match.start()]), match.group()]
+        position = match.end()
+    repaired = "".join([*pieces, _ESCAPE.sub(r"\1", sql[position:])])
+    return repaired if check_syntax(repaired, dialect).kind == "yes" else sql
+
+
+_ESCAPE = re.compile(r"\\([_*<>\[\]()#.`~-])")
 _REFUSAL = re.compile(
     r"\b(?:I\s+(?:can(?:'|’)?t|cannot|can\s+not|am\s+(?:unable|not able)|won(?:'|’)t|will\s+not|must\s+decline|do\s+not\s+have)|"
     r"I(?:'|’)m\s+(?:sorry|unable|afraid|not\s+able)|sorry,?\s+(?:but\s+)?I|unable\s+to\s+(?:generate|answer|provide|write|help|"

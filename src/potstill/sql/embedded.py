@@ -25,6 +25,7 @@ _TAG_OPEN = re.compile(
     r"<\|begin_of_(?P<part>solution|answer|sql|code|box)\|>|<<(?P<angle>SQL|ANSWER)>>|<!\[(?P<cdata>CDATA)\[",
     re.IGNORECASE,
 )
+_PARTIAL_TAG = re.compile(r"</?\w*\Z")
 _BOXED = re.compile(r"\\boxed\s*\{")
 _LATEX_TEXT = re.compile(r"\s*\\(?:text|texttt|mathtt|verb)\s*\{(.*)\}\s*\Z", re.DOTALL)
 
@@ -53,7 +54,7 @@ _STRING_START = re.compile(
 _MAX_CODE_CHARS = 60_000
 
 
-def in_tags(text: str, read: Reader) -> str | None:
+def in_tags(text: str, read: Reader, *, at_most: int) -> str | None:
     """Return the statement in the last tag (`<answer>`, `<sql>`, `\\boxed{}` …) that holds one."""
     if "\\boxed" in text:
         for match in reversed(list(_BOXED.finditer(text))[-20:]):
@@ -62,8 +63,9 @@ def in_tags(text: str, read: Reader) -> str | None:
                 return found
     if "<" not in text and "[" not in text:
         return None
-    opens = [match for match in _TAG_OPEN.finditer(text) if not is_quoted(text, match.start(), match.end())]
-    for match in reversed(opens[-20:]):
+    opens = list(_TAG_OPEN.finditer(text))[-100:]
+    opens = [match for match in opens if not is_quoted(text, match.start(), match.end())]
+    for match in reversed(opens[-at_most:]):
         found = read(_tag_content(text, match))
         if found:
             return found
@@ -84,7 +86,7 @@ def _tag_content(text: str, opening: re.Match[str]) -> str:
         if not is_quoted(text, closing.start(), closing.end()):
             return text[opening.end() : closing.start()]
     # `[Answer]` alone may be a column's name.
-    return "" if kind == "square" else text[opening.end() :]
+    return "" if kind == "square" else _PARTIAL_TAG.sub("", text[opening.end() :])
 
 
 def _boxed(text: str, start: int) -> str:
@@ -156,6 +158,8 @@ def in_value(value: Any, read: Reader, depth: int = 0) -> str | None:
     if isinstance(value, str):
         return read(value) if value else None
     if isinstance(value, list):
+        if len(value) > 1 and all(isinstance(item, str) for item in value) and not any(map(_is_query, value[1:])):
+            return read("\n".join(value))  # the lines of one statement
         return _first(in_value(item, read, depth + 1) for item in reversed(value[-50:]))
     if isinstance(value, dict):
         names = sorted((name for name in value if _usable(name)), key=lambda name: _RANK.get(_plain(name), len(_KEYS)))
@@ -183,10 +187,10 @@ def _in_member(name: Any, value: Any, read: Reader, depth: int) -> str | None:
 
 def _in_broken_json(text: str, read: Reader) -> str | None:
     """Read the member of a JSON text that does not decode: cut off, or with bare quotes inside."""
-    found = [item for item in _KEY_VALUE.finditer(text) if not is_quoted(text, item.start(), item.start() + 1)]
-    if not found:
+    found = list(_KEY_VALUE.finditer(text))[-50:]
+    match = next((item for item in reversed(found) if not is_quoted(text, item.start(), item.start() + 1)), None)
+    if match is None:
         return None
-    match = found[-1]
     quote = match.group("quote")
     rest = text[match.end() :]
     end = re.search(rf"""{quote}\s*(?:,\s*["'][\w ]+["']\s*:|\}}|\]\s*\}})""", rest)

@@ -91,13 +91,13 @@ def prepare_rows(
         ConfigError: If a field of the user's has one of our names.
     """
     counts = PrepareCounts()
-    maker = _RowMaker(input_settings, settings, prompt)
+    maker = RowMaker(input_settings, settings, prompt)
     outputs.summary.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".spool-", dir=outputs.summary.parent) as folder:
         spool = Path(folder) / "rows.jsonl.zst"
         finder = DuplicateFinder(Path(folder))
         with publish(outputs.rejected) as rejected, publish(spool) as spooled:
-            for row in _read_rows(inputs, settings["max_line_bytes"], maker, counts, rejected):
+            for row in make_rows(inputs, settings["max_line_bytes"], maker, counts, rejected):
                 finder.add(bytes.fromhex(row["sample_id"]))
                 spooled.write(row)
         _check_bad_ratio(counts, settings["max_bad_ratio"], outputs.rejected, evidence)
@@ -116,14 +116,26 @@ def prepare_rows(
     return counts
 
 
-def _read_rows(
+def make_rows(
     inputs: Sequence[str | Path],
     max_line_bytes: int,
-    maker: _RowMaker,
+    maker: RowMaker,
     counts: PrepareCounts,
     rejected: RowWriter,
 ) -> Iterator[Row]:
-    """Yield the good rows of all inputs; write the bad lines out."""
+    """Yield the good rows of all inputs; write the bad lines out.
+
+    Args:
+        inputs: The input files, in order.
+        max_line_bytes: A longer line is a bad line.
+        maker: Makes the rows.
+        counts: Its `lines` and `rejected` are counted up.
+        rejected: Gets a line for each bad one: file, line number, reason.
+
+    Raises:
+        InputError: If a file cannot be read to its end.
+        ConfigError: If a field has one of our names.
+    """
     for path in inputs:
         for line in read_input(Path(path), max_line_bytes):
             counts.lines += 1
@@ -134,8 +146,14 @@ def _read_rows(
                 rejected.write({"file": line.file, "line": line.number, "reason": str(error)})
 
 
-class _RowMaker:
-    """Turns one input line into a row of ours."""
+class RowMaker:
+    """Turns one input line into a row of ours.
+
+    Args:
+        input_settings: The config's `input`.
+        settings: The config's `prepare`.
+        prompt: Makes a row's conversation.
+    """
 
     def __init__(self, input_settings: Mapping[str, Any], settings: Mapping[str, Any], prompt: Prompt) -> None:
         self._rename: Mapping[str, str] = input_settings["rename"]
@@ -218,7 +236,7 @@ def _read_lines(path: Path) -> Iterator[bytes]:
 class _RepeatResolver:
     """Drops or renames repeated rows, and writes them out."""
 
-    def __init__(self, maker: _RowMaker, duplicates: RowWriter, keep: bool, *, mark: bool) -> None:
+    def __init__(self, maker: RowMaker, duplicates: RowWriter, keep: bool, *, mark: bool) -> None:
         self._maker = maker
         self._duplicates = duplicates
         self._keep = keep
