@@ -118,7 +118,10 @@ def held_out(splits: Path, split: str = "test") -> Callable[[Row], str | None]:
     """
     chosen = {row["sample_id"] for row in read_rows(splits) if row["split"] == split and row["used"]}
     if not chosen:
-        raise InputError(f"{splits}: no row is in the split {split!r}: give export.{split}_ratio a value above 0")
+        raise InputError(
+            f"{splits}: no row is in the split {split!r}: give export.{split}_ratio a value above 0, "
+            "or name an export.split_by that has more groups (summary.json beside it counts them)"
+        )
     return lambda row: None if row["sample_id"] in chosen else "not_held_out"
 
 
