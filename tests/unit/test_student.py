@@ -114,3 +114,20 @@ def test_the_command_compares_before_and_after(tmp_path: Path, capsys: pytest.Ca
         "after: 4 rows compared, 0 missing; mae 0.0000, rmse 0.0000, pearson -, pass_agreement 1.0000",
     ]
     assert json.loads((tmp_path / "out.json").read_text())["change"]["mae"] == -0.5
+
+
+def test_what_a_student_was_not_asked_is_not_missing(tmp_path: Path) -> None:
+    """Rows outside the held-out split are left out of the comparison; a failed row is missing."""
+    teacher = write(tmp_path / "teacher.jsonl", [make_row(number) for number in range(5)])
+    student = [
+        write(tmp_path / "merged.jsonl", [make_row(0)]),
+        write(tmp_path / "failed.jsonl", [make_row(1, score=None)]),
+        write(tmp_path / "not_asked.jsonl", [make_row(at, not_asked_reason="not_held_out") for at in (2, 3, 4, 9)]),
+    ]
+    report = write_agreement(tmp_path / "out.json", teacher=[teacher], students={"s": student})["students"]["s"]
+    assert {name: report[name] for name in ("rows", "compared", "missing", "not_asked")} == {
+        "rows": 2,
+        "compared": 1,
+        "missing": 1,
+        "not_asked": 3,
+    }
