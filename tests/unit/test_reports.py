@@ -260,9 +260,8 @@ def test_answers_from_before_the_run_were_saved_by_the_store(tmp_path: Path) -> 
 
 def test_rows_find_their_times_in_one_pass(tmp_path: Path) -> None:
     """Each row comes with its own line of timings, chunk by chunk; one that has none comes all the same."""
-    rows = {
-        end: [{"sample_id": f"{end}{i}", "sample_index": i} for i in range(3)] for end in ("kept", "rejected", "failed")
-    }
+    ends = ("kept", "rejected", "failed")
+    rows = {end: [{"sample_id": f"{end}{i}", "sample_index": i} for i in range(3)] for end in ends}
     write_model(tmp_path, {**rows, "not_asked": []})
     ordered = [rows[end][i] for i in (0, 1) for end in ends] + rows["rejected"][2:]
     publish_rows(tmp_path / "timings.jsonl", [row | {"latency_s": row["sample_id"]} for row in ordered])
