@@ -183,6 +183,8 @@ class _Guarded:
                 continue  # a module that this SQLite lacks: whoever asks for the table gets the error
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        if action == sqlite3.SQLITE_PRAGMA and first == "data_version" and second is None:
+            return sqlite3.SQLITE_OK  # what the full-text module asks by itself whenever its table is read
         if action not in _ALLOWED:
             self._denied = _ACTIONS.get(action, f"action {action}")
             return sqlite3.SQLITE_DENY
