@@ -17,8 +17,8 @@ import orjson
 from potstill.errors import InputError, PotstillError, TryAgainError
 from potstill.records import Row
 
-#: Errors of the disk that are nobody's fault and may pass: full, over quota, too many open files.
-_PASSING_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
+#: Errors of the disk that are nobody's fault and may pass: full, over quota, over a size limit, too many open files.
+_PASSING_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE})
 
 _LONG_NUMBER = re.compile(rb"\d{19}")
 
