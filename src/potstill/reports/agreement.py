@@ -15,7 +15,6 @@ from typing import Any
 from potstill.records import Row, sha256_text
 from potstill.reports.numbers import ratio
 
-
 _EXECUTES, _HAS_GOLD, _MATCHES = 1, 2, 4
 
 
@@ -39,7 +38,7 @@ class Agreement:
         self._any_gold = self._any_gold or isinstance(match, bool)
 
     def _count_passed(self, verdicts: Iterable[int]) -> tuple[int, int]:
-        """Return how many answers have a verdict, and how many passed: gold's where the run has any, else execution's."""
+        """Return how many answers have a verdict, and how many passed: by gold where there is any, else by running."""
         if not self._any_gold:
             passed = [bool(verdict & _EXECUTES) for verdict in verdicts]
         else:
