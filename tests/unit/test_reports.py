@@ -170,7 +170,12 @@ def test_agreement_and_pass_at_k() -> None:
     assert report["agreement_prompts"] == 2
     assert report["agreement_mean"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert report["agreement_unanimous"] == 0
-    assert report["pass_at_k"] == pytest.approx({"1": (2 / 3 + 0 + 1) / 3, "2": (1 + 0) / 2, "3": 1.0})
+    # Prompt c has no usable gold: it says nothing of the teacher.
+    assert report["pass_at_k"] == pytest.approx({"1": (2 / 3 + 0) / 2, "2": (1 + 0) / 2, "3": 1.0})
+    without_gold = Agreement()
+    without_gold.add({"sample_id": "c", "result_signature": "1", "gold_match": None, "exec_pass": True})
+    without_gold.add({"sample_id": "c", "result_signature": None, "gold_match": None, "exec_pass": False})
+    assert without_gold.as_dict()["pass_at_k"] == {"1": 0.5, "2": 1.0}
     assert Agreement().as_dict()["pass_at_k"] == {}
 
 
