@@ -32,8 +32,8 @@ ADDED_FIELDS: dict[str, str] = {
     **dict.fromkeys(
         ("endpoint", "latency_s", "attempts", "answered_at", "served_model", "system_fingerprint"), "generate"
     ),
-    **dict.fromkeys(("error_class", "error"), "generate"),
-    **dict.fromkeys(("sql", "clean_method", "clean_note"), "clean"),
+    **dict.fromkeys(("error_class", "error", "raw_response", "logprobs"), "generate"),
+    **dict.fromkeys(("sql", "cleaned", "clean_method", "clean_note"), "clean"),
     **dict.fromkeys(
         (
             "exec_pass",
@@ -47,13 +47,18 @@ ADDED_FIELDS: dict[str, str] = {
             "used_clock",
             "used_random",
             "exec_s",
+            "gold_error",
+            "gold_unstable",
+            "truncated",
+            "variant_match",
+            "variant_count",
         ),
         "execute",
     ),
     "gold_status": "audit_gold",
-    "judge_score": "judge",
-    "score": "score",
-    **dict.fromkeys(("keep", "reject_reasons", "reject_reason"), "filter"),
+    **dict.fromkeys(("judge_score", "judge_votes", "judge_reason", "judge_error", "judge_usage"), "judge"),
+    **dict.fromkeys(("score", "sql_quality"), "score"),
+    **dict.fromkeys(("keep", "reject_reasons", "reject_reason", "agreement"), "filter"),
     "not_asked_reason": "generate",
 }
 

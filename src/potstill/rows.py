@@ -7,17 +7,20 @@ import errno
 import gzip
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
-from potstill.errors import InputError, TryAgainError
+from potstill.errors import InputError, PotstillError, TryAgainError
 from potstill.records import Row
 
 #: Errors of the disk that are nobody's fault and may pass: full, over quota, too many open files.
 _PASSING_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
+
+_LONG_NUMBER = re.compile(rb"\d{19}")
 
 
 def dumps(value: Any) -> bytes:
@@ -40,13 +43,13 @@ def loads(line: bytes | str) -> Any:
     Raises:
         ValueError: If the text is not JSON.
     """
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
-        # What `dumps` wrote by its second way (a lone surrogate, a big integer) must come back too.
-        import json
+    if _LONG_NUMBER.search(line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")) is None:
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return orjson.loads(line)
+    # What orjson refuses (a lone surrogate) or rounds (an integer beyond 64 bits) the standard library keeps.
+    import json
 
-        return json.loads(line, parse_constant=_refuse_constant)
+    return json.loads(line, parse_constant=_refuse_constant)
 
 
 def _refuse_constant(name: str) -> Any:
@@ -96,18 +99,21 @@ def read_rows(path: Path) -> Iterator[Row]:
 class RowWriter:
     """A file of rows being written; it appears under its name when `publish` ends without an error."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
+        self._path = path
         self._stream = stream
         self.count = 0
 
     def write(self, row: Any) -> None:
         """Write one row."""
-        self._stream.write(dumps(row))
-        self.count += 1
+        self.write_line(dumps(row))
 
     def write_line(self, line: bytes) -> None:
         """Write one row that is already a line of JSON, newline included."""
-        self._stream.write(line)
+        try:
+            self._stream.write(line)
+        except OSError as error:
+            raise disk_error(self._path, error) from error
         self.count += 1
 
 
@@ -128,35 +134,37 @@ def publish(path: Path) -> Iterator[RowWriter]:
         TryAgainError: When the disk is full or out of quota.
         PotstillError: When the folder cannot be written.
     """
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+        raw = temporary.open("wb", buffering=1 << 18)
     try:
+        # Errors of the caller's body pass through as they are: they are not errors of this file.
+        stream = _pack(path, raw)
+        yield RowWriter(path, stream)
         with disk_errors(path):
-            with temporary.open("wb", buffering=1 << 18) as raw:
-                with _packer(path, raw) as stream:
-                    yield RowWriter(stream)
-                raw.flush()
-                os.fsync(raw.fileno())
+            if stream is not raw:
+                stream.close()
+            raw.flush()
+            os.fsync(raw.fileno())
             temporary.replace(path)
             fsync_folder(path.parent)
     finally:
+        # What can't be flushed on the way out after an error was reported by that error.
+        with contextlib.suppress(OSError):
+            raw.close()
         temporary.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _packer(path: Path, raw: IO[bytes]) -> Iterator[IO[bytes]]:
+def _pack(path: Path, raw: IO[bytes]) -> IO[bytes]:
     if path.suffix == ".gz":
         # No name and no time in the header: the same rows give the same bytes.
-        with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=6) as packed:
-            yield packed  # type: ignore[misc]
-    elif path.suffix == ".zst":
+        return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=6)  # type: ignore[return-value]
+    if path.suffix == ".zst":
         import zstandard
 
-        with zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False) as packed_zst:
-            yield packed_zst  # type: ignore[misc]
-    else:
-        yield raw
+        return zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False)  # type: ignore[return-value]
+    return raw
 
 
 def publish_json(path: Path, value: Any) -> None:
@@ -182,13 +190,18 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def disk_error(path: Path, error: OSError) -> PotstillError:
+    """Return the error of ours that an error of the disk under a path stands for."""
+    message = f"{path}: cannot be written: {error.strerror or error}"
+    if error.errno in _PASSING_ERRNOS:
+        return TryAgainError(f"{message}; nothing is lost: free some room and give the same command again")
+    return InputError(f"{message}; check the folder and its permissions")
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn the errors of the disk under a path into ours, with the path in the message."""
     try:
         yield
     except OSError as error:
-        message = f"{path}: cannot be written: {error.strerror or error}"
-        if error.errno in _PASSING_ERRNOS:
-            raise TryAgainError(f"{message}; nothing is lost: free some room and give the same command again") from error
-        raise InputError(f"{message}; check the folder and its permissions") from error
+        raise disk_error(path, error) from error

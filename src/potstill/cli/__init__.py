@@ -23,9 +23,17 @@ COMMANDS: dict[str, str] = {
     "split": "split a JSONL file into chunk files of equal size",
     "merge": "merge chunk files or folders, in order",
     "generate": "ask a teacher model for one answer per row of a file",
+    "answers": "list, verify, export, prune or import the answers that were paid for",
     "clean": "extract the statement from each answer of a file",
     "execute": "run each statement of a file, read-only, and compare it with gold",
+    "export": "write merged rows as training files: messages, sharegpt, alpaca, mlx, parquet, dpo, kto, huggingface",
+    "agreement": "compare a student's scores with its teacher's, row by row",
+    "push": "upload a dataset folder to the Hugging Face hub",
     "preview": "show rendered prompts and request bodies; nothing is sent",
+    "status": "show how far a run is, from its files alone",
+    "verify": "check a finished run's files against its manifests, and its labels by running the SQL again",
+    "compare": "compare two runs: config, and which rows moved between kept and rejected",
+    "migrate": "turn an old task file into a config and a profile",
     "teacher": "serve recorded answers as an OpenAI-compatible server on loopback",
 }
 

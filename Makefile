@@ -1,0 +1,53 @@
+# Everything runs by path out of .venv/: no environment is ever activated.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= all
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check local-llm profiles docs clean
+
+help:  ## show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# A stamp for each set of packages; it is older than pyproject.toml when that has changed.
+$(VENV)/.installed: pyproject.toml
+	$(call install,.)
+$(VENV)/.installed-dev: pyproject.toml
+	$(call install,.[dev])
+	@touch $(VENV)/.installed
+$(VENV)/.installed-local-llm: pyproject.toml
+	$(call install,.[local-llm])
+
+define install
+	@if command -v uv >/dev/null 2>&1; then \
+	  { [ -x $(BIN)/python ] || uv venv --quiet --python $(PYTHON) $(VENV); } && uv pip install --quiet --python $(BIN)/python -e '$(1)'; \
+	else \
+	  { [ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV); } && $(BIN)/pip install --quiet --disable-pip-version-check -e '$(1)'; \
+	fi
+	@touch $@
+endef
+
+demo: $(VENV)/.installed  ## set up, and run the demo end to end
+	$(BIN)/snakemake --cores $(CORES)
+
+test: $(VENV)/.installed-dev  ## set up, and run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev  ## style, types and Snakemake's linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+local-llm: $(VENV)/.installed $(VENV)/.installed-local-llm  ## add the small local model, for --profile profiles/local-llm
+
+profiles: $(VENV)/.installed  ## link our profiles to where `snakemake --profile NAME` looks
+	$(BIN)/python scripts/link_profiles.py
+
+docs: $(VENV)/.installed  ## write the tables of config/README.md anew
+	$(BIN)/python -m potstill.config.document
+
+clean:  ## remove the results of the demo; the answer store stays
+	rm -rf results

@@ -1,0 +1,9 @@
+"""Rule execute_answers: run each statement and compare its result with gold's."""
+
+from potstill.jobs import job, parse_arguments
+from potstill.stages.execute import execute_rows
+
+if __name__ == "__main__":
+    args = parse_arguments("rows", "gold", "output")
+    with job(args.log):
+        execute_rows(args.rows, args.output, settings=args.settings, gold_audit=args.gold)

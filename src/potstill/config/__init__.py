@@ -1,0 +1,1 @@
+"""Configs and model files: closed schemas, defaults, and errors that say what to do."""

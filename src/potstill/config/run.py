@@ -1,0 +1,162 @@
+"""A run's config: read, checked, completed. What the schema can't say is said here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from potstill.config.locate import find_file
+from potstill.config.schema import complete, format_key, load_yaml
+from potstill.errors import ConfigError, InputError
+from potstill.readers import expand_inputs
+
+Config = dict[str, Any]
+
+#: The stages that work on one chunk, in order, and the folder of each.
+STAGE_FOLDERS = {
+    "generate": "generated",
+    "clean": "cleaned",
+    "execute": "executed",
+    "judge": "judged",
+    "score": "scored",
+}
+
+#: What a pasted key looks like: the known prefixes of providers, and a bearer header.
+_KEY = re.compile(r"^(sk-|hf_|gsk_|xai-|AIza|ghp_|AKIA|LTAI|Bearer )[A-Za-z0-9_\-.]{8,}")
+
+
+def load_config(path: Path) -> Config:
+    """Return the completed config of a file.
+
+    Raises:
+        ConfigError: If anything in it is wrong.
+    """
+    return complete_config(load_yaml(path, "config"), f"config {path}")
+
+
+def complete_config(config: Mapping[str, Any], where: str) -> Config:
+    """Validate a config, fill in its defaults and find its files.
+
+    Args:
+        config: What the user wrote, of a file or of a module's `config:`.
+        where: The word for it in messages.
+
+    Returns:
+        The config with every key present. `clean` is on by default exactly when `execute` is; `score` is off
+        without `execute`. Paths are as they can be opened from here.
+
+    Raises:
+        ConfigError: At the first thing that is wrong: key, what was found, what is allowed.
+    """
+    _refuse_secrets(config, where)
+    completed = complete(config, "config", where)
+    if "clean" not in completed:
+        default = {} if completed["execute"] is not None else None
+        completed = complete({**config, "clean": default}, "config", where)
+    if completed["execute"] is None:
+        completed["score"] = None
+    _check_models(completed, where)
+    _check_execute(completed, where)
+    _find_files(completed, where)
+    _check_stages(completed, where)
+    return completed
+
+
+def _refuse_secrets(config: Mapping[str, Any], where: str) -> None:
+    for path, value in _walk(config, ()):
+        if isinstance(value, str) and _KEY.match(value):
+            raise ConfigError(
+                f"{where}: {format_key(path)}: this looks like a key; a config holds none. Put it into a variable or a "
+                "file and name that in the model file (client_config.api_key_env or api_key_file)"
+            )
+
+
+def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _walk(item, (*path, key))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _walk(item, (*path, number))
+    else:
+        yield path, value
+
+
+def _check_models(config: Config, where: str) -> None:
+    seen: dict[str, str] = {}
+    for number, model in enumerate(config["models"]):
+        alias = model["alias"]
+        # Folders of two names that differ in case only are one on some filesystems.
+        if alias.lower() in seen:
+            raise ConfigError(f"{where}: models[{number}].alias: {alias} is taken ({seen[alias.lower()]}); give each its own")
+        seen[alias.lower()] = alias
+    if any(model["role"] == "student" for model in config["models"]):
+        if all(model["role"] == "student" for model in config["models"]):
+            raise ConfigError(f"{where}: models: a student is compared with a teacher; give one model `role: teacher`")
+        if config["export"] is None or config["export"]["test_ratio"] == 0:
+            raise ConfigError(f"{where}: models: a student answers held-out rows; set export.test_ratio above 0")
+
+
+def _check_execute(config: Config, where: str) -> None:
+    execute = config["execute"]
+    if execute is None:
+        return
+    if (execute["database"] is None) == (execute["database_dir"] is None):
+        found = "neither" if execute["database"] is None else "both"
+        raise ConfigError(f"{where}: execute: give one of database (a file) and database_dir (a folder); found {found}")
+    if config["clean"] is None or config["clean"]["kind"] != "sql":
+        raise ConfigError(f"{where}: execute needs the field sql: set `clean: {{kind: sql}}`, or `execute: null`")
+
+
+def _check_stages(config: Config, where: str) -> None:
+    """Check what only the stages themselves know: a filter's needs, a cleaner's dialect."""
+    from potstill.exports.check import check_export
+    from potstill.judge.rubric import Rubric
+    from potstill.stages.clean import make_cleaner
+    from potstill.stages.filter import check_stages
+
+    try:
+        if config["export"] is not None:
+            check_export(config["export"])
+        if config["judge"] is not None:
+            Rubric(config["judge"])
+        if config["clean"] is not None:
+            make_cleaner(config["clean"])
+        if config["filter"] is not None:
+            check_stages(config["filter"], [stage for stage in ("clean", "execute", "judge", "score") if config[stage] is not None])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _find_files(config: Config, where: str) -> None:
+    """Replace each path by the one that can be opened, and complain about what is missing."""
+    prompt, execute = config["prompt"], config["execute"]
+    for number, model in enumerate(config["models"]):
+        model["config"] = _find(model["config"], f"{where}: models[{number}].config", Path.is_file)
+    if prompt["template"] is not None:
+        prompt["template"] = _find(prompt["template"], f"{where}: prompt.template", Path.is_file)
+    if config["judge"] is not None:
+        for key in ("model", "template"):
+            if config["judge"][key] is not None:
+                config["judge"][key] = _find(config["judge"][key], f"{where}: judge.{key}", Path.is_file)
+    if execute is not None:
+        if execute["database"] is not None:
+            execute["database"] = _find(execute["database"], f"{where}: execute.database", Path.is_file)
+        else:
+            execute["database_dir"] = _find(execute["database_dir"], f"{where}: execute.database_dir", Path.is_dir)
+    paths = config["input"]["path"]
+    config["input"]["path"] = [str(find_file(path)) for path in ([paths] if isinstance(paths, str) else paths)]
+    try:
+        expand_inputs(config["input"]["path"])
+    except InputError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _find(path: str, key: str, is_there: Any) -> str:
+    found = find_file(path)
+    if not is_there(found):
+        kind = "folder" if is_there is Path.is_dir else "file"
+        raise ConfigError(f"{key}: {path}: no such {kind}; paths are relative to the working directory ({Path.cwd()})")
+    return str(found)

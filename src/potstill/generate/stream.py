@@ -1,0 +1,149 @@
+"""Answers that come as server-sent events, put together and checked like one that comes whole."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from potstill.generate.faults import Fault, from_error_body, raw_text
+from potstill.generate.reply import Reply, read_document
+from potstill.generate.wire_json import loads
+
+#: A line longer than this is no event.
+_MAX_LINE = 64 << 20
+
+
+@dataclass(slots=True)
+class _Part:
+    """One choice while it grows."""
+
+    content: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    refusal: list[str] = field(default_factory=list)
+    tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    finish_reason: str | None = None
+    logprobs: list[Any] = field(default_factory=list)
+
+
+class StreamReader:
+    """Puts the chunks of one stream together."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.fault: Fault | None = None
+        self._parts: dict[int, _Part] = {}
+        self._usage: Any = None
+        self._model: Any = None
+        self._fingerprint: Any = None
+
+    def feed(self, line: bytes) -> bool:
+        """Take one line of the stream and return whether it brought content (comments and blanks do not)."""
+        line = line.strip()
+        if not line.startswith(b"data:"):
+            return False
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            self.ended = True
+            return True
+        try:
+            chunk = loads(data)
+        except ValueError:
+            self.fault = Fault("invalid_response", "a chunk of the stream is not JSON", 200, raw=raw_text(data))
+            return False
+        if not isinstance(chunk, dict):
+            return False
+        if chunk.get("error"):
+            self.fault = from_error_body(chunk, data)
+            return False
+        self._take(chunk)
+        return True
+
+    def _take(self, chunk: dict[str, Any]) -> None:
+        self._usage = chunk.get("usage") or self._usage
+        self._model = chunk.get("model") or self._model
+        self._fingerprint = chunk.get("system_fingerprint") or self._fingerprint
+        for choice in chunk.get("choices") or []:
+            if isinstance(choice, dict):
+                self._take_choice(choice)
+
+    def _take_choice(self, choice: dict[str, Any]) -> None:
+        part = self._parts.setdefault(choice.get("index") or 0, _Part())
+        delta = choice.get("delta") or {}
+        for name, pieces in (("content", part.content), ("refusal", part.refusal)):
+            if isinstance(delta.get(name), str):
+                pieces.append(delta[name])
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
+        if isinstance(thought, str):
+            part.reasoning.append(thought)
+        for call in delta.get("tool_calls") or []:
+            _merge_call(part.tool_calls, call)
+        part.finish_reason = choice.get("finish_reason") or part.finish_reason
+        part.logprobs.extend((choice.get("logprobs") or {}).get("content") or [])
+
+    def result(self, wanted: int) -> Reply | Fault:
+        """Return the reply, or what is wrong with it: a stream without its end is no answer."""
+        if self.fault is not None:
+            return self.fault
+        finished = self._parts and all(part.finish_reason for part in self._parts.values())
+        if not finished:
+            got = "".join(self._parts[0].content)[:500] if 0 in self._parts else ""
+            what = "without a finish_reason" if self.ended else "early"
+            return Fault("transport", f"the stream ended {what}", 200, raw=raw_text(got.encode()))
+        return read_document(self._document(), b"", wanted)
+
+    def _document(self) -> dict[str, Any]:
+        choices = [_choice(index, part) for index, part in sorted(self._parts.items())]
+        return {"choices": choices, "usage": self._usage, "model": self._model, "system_fingerprint": self._fingerprint}
+
+
+def _choice(index: int, part: _Part) -> dict[str, Any]:
+    message = {
+        "content": "".join(part.content),
+        "reasoning_content": "".join(part.reasoning) or None,
+        "refusal": "".join(part.refusal) or None,
+        "tool_calls": [call for _, call in sorted(part.tool_calls.items())] or None,
+    }
+    logprobs = {"content": part.logprobs} if part.logprobs else None
+    return {"index": index, "message": message, "finish_reason": part.finish_reason, "logprobs": logprobs}
+
+
+def _merge_call(calls: dict[int, dict[str, Any]], piece: Any) -> None:
+    """Add a piece of a tool call: the arguments come in bits, the rest once."""
+    if not isinstance(piece, dict):
+        return
+    call = calls.setdefault(
+        piece.get("index") or 0, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
+    )
+    call["id"] = piece.get("id") or call["id"]
+    call["type"] = piece.get("type") or call["type"]
+    function = piece.get("function") or {}
+    call["function"]["name"] += function.get("name") or ""
+    call["function"]["arguments"] += function.get("arguments") or ""
+
+
+async def read_stream(content: aiohttp.StreamReader, idle_s: float, wanted: int = 1) -> Reply | Fault:
+    """Read a stream to its end.
+
+    Args:
+        content: The body of the response.
+        idle_s: Seconds without content after which the stream counts as hung; comments are no content.
+        wanted: The number of choices that were asked for.
+    """
+    reader, rest = StreamReader(), b""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(idle_s) as clock:
+        while not reader.ended and reader.fault is None:
+            piece = await content.readany()
+            if not piece:
+                break
+            *lines, rest = (rest + piece).split(b"\n")
+            if sum(reader.feed(line) for line in lines):
+                clock.reschedule(loop.time() + idle_s)
+            if len(rest) > _MAX_LINE:
+                return Fault("invalid_response", "a line of the stream has no end", 200, raw=raw_text(rest))
+    if rest and not reader.ended:
+        reader.feed(rest)
+    return reader.result(wanted)

@@ -1,0 +1,281 @@
+"""What the Snakefile needs to know of a run before its DAG is built: stages, chunks, models, paths.
+
+Plain Python, so that it can be tested without Snakemake; the rule files only spell it out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from potstill.chunks import chunk_names, count_chunks
+from potstill.config.run import STAGE_FOLDERS, Config, complete_config
+from potstill.config.schema import load_yaml
+from potstill.holders import hold, recover
+from potstill.readers import count_rows, expand_inputs
+
+#: The resource that generate jobs with a rate limit take one of.
+RATE_LIMITED = "rate_limited_jobs"
+
+#: The folder that Snakemake keeps in the working directory.
+SNAKEMAKE_FOLDER = Path(".snakemake")
+
+_DATABASE_ENDINGS = {".sqlite", ".sqlite3", ".db", ".duckdb"}
+
+#: Flags with which Snakemake looks at a workflow and runs nothing.
+_LOOKING = re.compile(
+    r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run|--dag|--rulegraph|--filegraph|--d3dag|--lint|--report|--summary|-S"
+    r"|--detailed-summary|-D|--list.*|-l|--unlock|--cleanup-metadata|--delete-.*|--archive|--containerize|--touch|-t"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, known before its DAG is built.
+
+    Args:
+        config: The completed config.
+        inputs: The input files.
+        chunks: The names of the chunks, in order.
+    """
+
+    config: Config
+    inputs: Sequence[Path]
+    chunks: Sequence[str]
+
+    #: Keys of `generate` that say how fast to ask, not what.
+    pace_keys: ClassVar = ("concurrency", "batch_size", "requests_per_minute", "tokens_per_minute", "parallel_jobs", "outage_timeout_s")
+
+    @property
+    def folder(self) -> str:
+        """The run's folder."""
+        return f"{self.config['output_dir'].rstrip('/')}/{self.config['run']}"
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """The models of the config, by alias."""
+        return {model["alias"]: model for model in self.config["models"]}
+
+    @property
+    def model_pattern(self) -> str:
+        """A regular expression that fits the aliases and nothing else."""
+        return "|".join(re.escape(alias) for alias in self.models)
+
+    def has(self, stage: str) -> bool:
+        """Say whether a stage is switched on."""
+        return stage == "generate" or self.config[stage] is not None
+
+    def stage_output(self, stage: str) -> str:
+        """Return the path pattern of a chunk after a stage."""
+        return f"{self.folder}/{{model}}/{STAGE_FOLDERS[stage]}/{{chunk}}.jsonl"
+
+    def stage_input(self, stage: str) -> str:
+        """Return the path pattern that a stage reads: the output of the nearest stage before it that is on."""
+        stages = list(STAGE_FOLDERS)
+        before = stages[: stages.index(stage)] if stage in stages else stages
+        return self.stage_output(next(name for name in reversed(before) if self.has(name)))
+
+    @property
+    def kept_output(self) -> str:
+        """The path pattern of a chunk's kept rows: the filter's, or the last stage's where there is no filter."""
+        return f"{self.folder}/{{model}}/filtered/{{chunk}}.kept.jsonl" if self.has("filter") else self.stage_input("filter")
+
+    @property
+    def rejected_output(self) -> list[str]:
+        """The path pattern of a chunk's rejected rows; none without a filter."""
+        return [f"{self.folder}/{{model}}/filtered/{{chunk}}.rejected.jsonl"] if self.has("filter") else []
+
+    @property
+    def gold_audit(self) -> list[str]:
+        """The gold audit of the run; none when nothing is executed."""
+        return [f"{self.folder}/gold_audit.jsonl"] if self.has("execute") else []
+
+    @property
+    def pace(self) -> str:
+        """How fast to ask: keys of `generate` whose change must not make a job run again, as `key=value,…`."""
+        generate = self.config["generate"]
+        keys = [key for key in self.pace_keys if key != "concurrency" and generate[key] is not None]
+        return ",".join(f"{key}={generate[key]:g}" for key in keys)
+
+    @property
+    def job_limits(self) -> dict[str, int]:
+        """What a generate job takes of `RATE_LIMITED`: with a rate limit, only so many jobs ask as share it."""
+        generate = self.config["generate"]
+        limited = any(generate[key] is not None for key in ("requests_per_minute", "tokens_per_minute"))
+        return {RATE_LIMITED: 1} if limited else {}
+
+    @property
+    def skips_bad_gold(self) -> bool:
+        """Whether rows with a bad gold query are not asked."""
+        return self.has("execute") and self.config["execute"]["on_bad_gold"] == "skip"
+
+    @property
+    def pilot_summary(self) -> list[str]:
+        """The summary of the prepared rows, which tells a pilot which rows are the first ones; none otherwise."""
+        return [] if self.config["generate"]["max_rows"] is None else [f"{self.folder}/prepared/summary.json"]
+
+    @property
+    def env_files(self) -> list[str]:
+        """The files of variables that jobs read."""
+        env_file = self.config["environment"]["env_file"]
+        return [] if env_file is None else [env_file]
+
+    @property
+    def templates(self) -> list[str]:
+        """The template files that prompts are made from."""
+        template = self.config["prompt"]["template"]
+        return [] if template is None else [template]
+
+    @property
+    def databases(self) -> list[Path]:
+        """The database files that statements may run on."""
+        execute = self.config["execute"]
+        if execute is None:
+            return []
+        if execute["database"] is not None:
+            return [Path(execute["database"])]
+        folder = Path(execute["database_dir"])
+        return sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _DATABASE_ENDINGS)
+
+    def settings(self, stage: str, without: Sequence[str] = ()) -> str:
+        """Return a stage's section of the config as JSON, for a command line."""
+        settings = self.without(self.config[stage], *without)
+        if stage in ("score", "filter"):
+            settings["dialect"] = self.dialect
+        return json.dumps(settings, ensure_ascii=False)
+
+    @property
+    def dialect(self) -> str:
+        """The SQL dialect of the statements."""
+        clean = self.config["clean"] or {}
+        return clean.get("transpile_to") or clean.get("dialect") or "sqlite"
+
+    @staticmethod
+    def without(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+        """Return a section of the config without the keys that do not change a rule's output."""
+        return {key: value for key, value in section.items() if key not in keys}
+
+    def targets(self) -> list[str]:
+        """Return what a run makes by default."""
+        targets = [f"{self.folder}/config.yaml", f"{self.folder}/gates.passed.json"]
+        for model in self.models:
+            targets += [f"{self.folder}/{model}/merged.jsonl", f"{self.folder}/{model}/stats.json"]
+            if self.config["export"] is not None:
+                targets.append(f"{self.folder}/{model}/export/summary.json")
+        if self.students:
+            targets.append(f"{self.folder}/score_agreement.json")
+        return targets
+
+    @property
+    def students(self) -> list[str]:
+        """The aliases of the models with `role: student`."""
+        return [alias for alias, model in self.models.items() if model["role"] == "student"]
+
+    @property
+    def teacher(self) -> str:
+        """The alias of the first model that is no student."""
+        return next(alias for alias, model in self.models.items() if model["role"] != "student")
+
+    def owns(self, path: str) -> bool:
+        """Say whether a path lies in this run's folder (below a module's prefix too)."""
+        return f"/{self.folder.lstrip('/')}/" in f"/{path}"
+
+    def server_resources(self) -> dict[str, int]:
+        """Return what the models' own servers need (`server.resources`), the most of each kind."""
+        needed: dict[str, int] = {}
+        for model in self.config["models"]:
+            server = load_yaml(Path(model["config"]), "model file").get("server") or {}
+            for name, amount in (server.get("resources") or {}).items():
+                needed[name] = max(amount, needed.get(name, 0))
+        return needed
+
+
+def plan_run(config: Mapping[str, Any], files: Sequence[str | Path] = ()) -> Plan:
+    """Validate a config and work out the run.
+
+    Args:
+        config: What the user wrote.
+        files: The config files it comes from, for messages.
+
+    Raises:
+        ConfigError: If the config cannot be used.
+    """
+    where = f"config {', '.join(os.path.relpath(file) for file in files)}" if files else "config"
+    completed = complete_config(config, where)
+    inputs = expand_inputs(completed["input"]["path"])
+    chunks = completed["chunks"]
+    count = chunks["count"] if "count" in chunks else count_chunks(_count_input(inputs), chunks["rows"])
+    return Plan(completed, inputs, chunk_names(count))
+
+
+def _count_input(inputs: Sequence[Path]) -> int:
+    """Return the number of input lines; a count is remembered for as long as the file stays the same."""
+    memory = SNAKEMAKE_FOLDER / "potstill-line-counts.json"
+    try:
+        known: dict[str, int] = json.loads(memory.read_bytes())
+    except (OSError, ValueError):
+        known = {}
+    counts = {}
+    for path in inputs:
+        status = path.stat()
+        key = f"{path} {status.st_size} {status.st_mtime_ns}"
+        counts[key] = known[key] if key in known else count_rows(path)
+    if counts.keys() - known.keys() and memory.parent.is_dir():
+        temporary = memory.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(counts))
+        temporary.replace(memory)
+    return sum(counts.values())
+
+
+def enter_folder(plan: Plan, arguments: Sequence[str]) -> None:
+    """Clear away what a killed run left in the working directory, and register this one.
+
+    Args:
+        plan: The run; only its own outputs are ever removed.
+        arguments: The command line of Snakemake: a dry run or a report clears up too, but holds nothing.
+    """
+    found = recover(SNAKEMAKE_FOLDER, plan.owns)
+    if found.locks_removed or found.outputs_removed:
+        _say(f"an earlier run here was killed: {found.locks_removed} locks and {len(found.outputs_removed)} unfinished "
+             "files removed; nothing that was answered is asked again")
+    for holder in found.living:
+        _say(f"another run is working in this folder ({holder.describe()}); it is respected. If you know that it is dead "
+             "and it ran on another machine, `snakemake --unlock` frees the folder")
+    if not any(_LOOKING.fullmatch(argument) for argument in arguments):
+        hold(SNAKEMAKE_FOLDER)
+
+
+def _say(message: str) -> None:
+    print(f"potstill: {message}", file=sys.stderr)
+
+
+def write_log(plan: Plan) -> None:
+    """Merge the logs of a run's jobs into its `logs/run.log`, in time order."""
+    from potstill.reports.runlog import write_run_log
+
+    folder = Path(plan.folder) / "logs"
+    if folder.is_dir():
+        write_run_log(folder)
+
+
+def describe_results(plan: Plan, folder: Path | None = None) -> str:
+    """Say in a few lines what came out, for each model, and where to look."""
+    root = folder or Path(plan.folder)
+    lines = []
+    for alias in plan.models:
+        path = root / alias / "stats.json"
+        if not path.is_file():
+            continue
+        stats = json.loads(path.read_bytes())
+        counts = ", ".join(f"{stats[name]} {name.replace('_', ' ')}" for name in ("kept", "rejected", "failed", "not_asked"))
+        reasons = ", ".join(f"{name} {count}" for name, count in list(stats["reject_reason_counts"].items())[:6])
+        lines.append(f"{alias}: {counts}" + (f" (rejected: {reasons})" if reasons else ""))
+        lines.append(f"  look at {root / alias}/: merged.jsonl, rejected.jsonl, failed.jsonl, stats.json, reports/, export/")
+    lines.append(f"open first: {root / 'report.html'}")
+    return "\n".join(lines)

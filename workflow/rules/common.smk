@@ -1,0 +1,66 @@
+"""What all rules have in common - the plan of the run (config, chunks, models, paths) and a few helpers.
+
+Everything that can be tested without Snakemake is in `potstill.workflow`; the names here carry it to the rules.
+"""
+
+import gc
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+from potstill.errors import PotstillError
+from potstill.processes import announce_controller, announce_interpreter
+from potstill.workflow import (
+    RATE_LIMITED,
+    describe_results,
+    enter_folder,
+    plan_run,
+    write_log,
+)
+
+# A DAG is a graph of many objects that live to the end: looking through it for garbage again and again is in vain.
+gc.set_threshold(200_000, 20, 100)
+
+try:
+    PLAN = plan_run(config, workflow.configfiles)
+except PotstillError as error:
+    raise WorkflowError(str(error)) from None
+
+announce_controller()
+announce_interpreter()
+if workflow.is_main_process:
+    enter_folder(PLAN, sys.argv[1:])
+
+RUN = PLAN.folder
+
+# With a rate limit, no more jobs ask at once than share it.
+if PLAN.job_limits:
+    workflow.global_resources.setdefault(
+        RATE_LIMITED, PLAN.config["generate"]["parallel_jobs"]
+    )
+
+
+wildcard_constraints:
+    model=PLAN.model_pattern,
+    chunk=r"\d\d\d\d+",  # no braces: expand() would take them for wildcards
+
+
+def get_user_file(path):
+    """A file of the user's: a module's `prefix:` must not move it."""
+    return local(str(path))
+
+
+def get_model_file(wildcards):
+    return get_user_file(PLAN.models[wildcards.model]["config"])
+
+
+def get_held_out(wildcards):
+    """The splits of the teacher's export, of which a student answers the held-out rows."""
+    if wildcards.model in PLAN.students:
+        return f"{RUN}/{PLAN.teacher}/export/splits.jsonl"
+    return []
+
+
+def get_chunks(pattern):
+    """A pattern with {chunk} filled in for every chunk, {model} left open."""
+    return expand(pattern, chunk=PLAN.chunks, allow_missing=True)

@@ -1,0 +1,33 @@
+"""filter_answers: each row is kept, or rejected with every reason.
+
+Reads the rows of the last stage that is on; adds keep, reject_reasons, reject_reason.
+"""
+
+if PLAN.has("filter"):
+
+    rule filter_answers:
+        input:
+            rows=PLAN.stage_input("filter"),
+        output:
+            kept=f"{RUN}/{{model}}/filtered/{{chunk}}.kept.jsonl",
+            rejected=f"{RUN}/{{model}}/filtered/{{chunk}}.rejected.jsonl",
+        log:
+            f"{RUN}/logs/filter_answers/{{model}}/{{chunk}}.log",
+        benchmark:
+            f"{RUN}/benchmarks/filter_answers/{{model}}/{{chunk}}.tsv"
+        conda:
+            "../../environment.yml"
+        threads: 1
+        resources:
+            mem_mb=300,
+        params:
+            settings=PLAN.settings("filter"),
+        message:
+            "Filtering chunk {wildcards.chunk} of {wildcards.model}"
+        shell:
+            '"$POTSTILL_PYTHON" "$POTSTILL_SCRIPTS"/filter_answers.py'
+            " --rows {input.rows:q}"
+            " --kept {output.kept:q}"
+            " --rejected {output.rejected:q}"
+            " --settings {params.settings:q}"
+            " --log {log:q}"

@@ -1,0 +1,57 @@
+"""generate_answers: one chunk of rows -> the answers of one model.
+
+Reads a prepared chunk and the model file; writes the answered, the failed and the not asked rows. Each answer is
+durable in the answer store before it counts, so that a rerun asks only for what is missing. No `retries`: the
+engine owns them.
+"""
+
+
+rule generate_answers:
+    input:
+        rows=f"{RUN}/prepared/chunks/{{chunk}}.jsonl",
+        model=f"{RUN}/{{model}}/model.yaml",
+        gold=PLAN.gold_audit,
+        summary=PLAN.pilot_summary,
+        held_out=get_held_out if PLAN.students else [],
+    output:
+        answered=f"{RUN}/{{model}}/generated/{{chunk}}.jsonl",
+        failed=f"{RUN}/{{model}}/generated/{{chunk}}.failed.jsonl",
+        not_asked=f"{RUN}/{{model}}/generated/{{chunk}}.not_asked.jsonl",
+    log:
+        f"{RUN}/logs/generate_answers/{{model}}/{{chunk}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/generate_answers/{{model}}/{{chunk}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        **PLAN.job_limits,
+        **PLAN.server_resources(),
+        pace=PLAN.pace,
+        mem_mb=300,
+        # Requests in flight: `--resources requests_in_flight=120` limits the sum over parallel jobs.
+        requests_in_flight=PLAN.config["generate"]["concurrency"],
+    params:
+        settings=PLAN.settings("generate", without=PLAN.pace_keys),
+        execute=PLAN.settings("execute") if PLAN.skips_bad_gold else "null",
+        answers_dir=PLAN.config["answers_dir"],
+        env_file=PLAN.env_files,
+    message:
+        "Asking {wildcards.model} for the answers of chunk {wildcards.chunk}"
+    shell:
+        '"$POTSTILL_PYTHON" "$POTSTILL_SCRIPTS"/generate_answers.py'
+        " --rows {input.rows:q}"
+        " --model {input.model:q}"
+        " --gold {input.gold:q}"
+        " --summary {input.summary:q}"
+        " --held-out {input.held_out:q}"
+        " --answered {output.answered:q}"
+        " --failed {output.failed:q}"
+        " --not-asked {output.not_asked:q}"
+        " --settings {params.settings:q}"
+        " --execute {params.execute:q}"
+        " --answers-dir {params.answers_dir:q}"
+        " --env-file {params.env_file:q}"
+        " --concurrency {resources.requests_in_flight:q}"
+        " --pace {resources.pace:q}"
+        " --log {log:q}"
