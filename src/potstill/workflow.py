@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from potstill.chunks import chunk_names, count_chunks
 from potstill.config.run import STAGE_FOLDERS, Config, complete_config
-from potstill.config.schema import load_yaml
+from potstill.config.model import load_model
 from potstill.holders import hold, recover
 from potstill.readers import count_rows, expand_inputs
 
@@ -190,7 +190,7 @@ class Plan:
         """Return what the models' own servers need (`server.resources`), the most of each kind."""
         needed: dict[str, int] = {}
         for model in self.config["models"]:
-            server = load_yaml(Path(model["config"]), "model file").get("server") or {}
+            server = load_model(Path(model["config"])).server or {}
             for name, amount in (server.get("resources") or {}).items():
                 needed[name] = max(amount, needed.get(name, 0))
         return needed

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from potstill.config.locate import find_file
+from potstill.config.model import load_model
 from potstill.config.schema import complete, format_key, load_yaml
 from potstill.errors import ConfigError, InputError
 from potstill.readers import expand_inputs
@@ -135,6 +137,9 @@ def _find_files(config: Config, where: str) -> None:
     prompt, execute = config["prompt"], config["execute"]
     for number, model in enumerate(config["models"]):
         model["config"] = _find(model["config"], f"{where}: models[{number}].config", Path.is_file)
+        load_model(Path(model["config"]))
+    for key in ("output_dir", "answers_dir"):
+        _check_writable(Path(config[key]), f"{where}: {key}")
     if prompt["template"] is not None:
         prompt["template"] = _find(prompt["template"], f"{where}: prompt.template", Path.is_file)
     if config["judge"] is not None:
@@ -152,6 +157,15 @@ def _find_files(config: Config, where: str) -> None:
         expand_inputs(config["input"]["path"])
     except InputError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _check_writable(folder: Path, key: str) -> None:
+    """Check that a folder is one that can be written, or can be made."""
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{key}: {folder}: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}: {folder}: {nearest} cannot be written; name another folder, or change its permissions")
 
 
 def _find(path: str, key: str, is_there: Any) -> str:
