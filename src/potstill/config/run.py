@@ -55,7 +55,7 @@ def complete_config(config: Mapping[str, Any], where: str) -> Config:
     _refuse_secrets(config, where)
     completed = complete(config, "config", where)
     if "clean" not in completed:
-        default = {} if completed["execute"] is not None else None
+        default: Config | None = {} if completed["execute"] is not None else None
         completed = complete({**config, "clean": default}, "config", where)
     if completed["execute"] is None:
         completed["score"] = None
@@ -92,7 +92,9 @@ def _check_models(config: Config, where: str) -> None:
         alias = model["alias"]
         # Folders of two names that differ in case only are one on some filesystems.
         if alias.lower() in seen:
-            raise ConfigError(f"{where}: models[{number}].alias: {alias} is taken ({seen[alias.lower()]}); give each its own")
+            raise ConfigError(
+                f"{where}: models[{number}].alias: {alias} is taken ({seen[alias.lower()]}); give each its own"
+            )
         seen[alias.lower()] = alias
     if any(model["role"] == "student" for model in config["models"]):
         if all(model["role"] == "student" for model in config["models"]):
@@ -127,7 +129,10 @@ def _check_stages(config: Config, where: str) -> None:
         if config["clean"] is not None:
             make_cleaner(config["clean"])
         if config["filter"] is not None:
-            check_stages(config["filter"], [stage for stage in ("clean", "execute", "judge", "score") if config[stage] is not None])
+            check_stages(
+                config["filter"],
+                [stage for stage in ("clean", "execute", "judge", "score") if config[stage] is not None],
+            )
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
@@ -165,7 +170,9 @@ def _check_writable(folder: Path, key: str) -> None:
     if not nearest.is_dir():
         raise ConfigError(f"{key}: {folder}: {nearest} is not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"{key}: {folder}: {nearest} cannot be written; name another folder, or change its permissions")
+        raise ConfigError(
+            f"{key}: {folder}: {nearest} cannot be written; name another folder, or change its permissions"
+        )
 
 
 def _find(path: str, key: str, is_there: Any) -> str:
