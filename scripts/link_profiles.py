@@ -21,12 +21,16 @@ def link_profiles(folder: Path) -> int:
     """
     taken = 0
     folder.mkdir(parents=True, exist_ok=True)
-    for profile in sorted(path for path in PROFILES.iterdir() if (path / "config.yaml").is_file() and path.name != "default"):
+    for profile in sorted(
+        path for path in PROFILES.iterdir() if (path / "config.yaml").is_file() and path.name != "default"
+    ):
         link = folder / profile.name
         if link.is_symlink() and link.resolve() == profile:
             print(f"{link}: linked already")
         elif link.exists() or link.is_symlink():
-            print(f"{link}: there is another profile of this name; remove it, or use --profile {profile}", file=sys.stderr)
+            print(
+                f"{link}: there is another profile of this name; remove it, or use --profile {profile}", file=sys.stderr
+            )
             taken = 1
         else:
             link.symlink_to(profile)

@@ -14,7 +14,17 @@ from pathlib import Path
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 OUTCOMES = ("merged", "rejected", "failed", "not_asked")
-_FIELDS = ("id", "sql", "clean_method", "exec_error_class", "gold_match", "gold_status", "score", "reject_reasons", "error_class")
+_FIELDS = (
+    "id",
+    "sql",
+    "clean_method",
+    "exec_error_class",
+    "gold_match",
+    "gold_status",
+    "score",
+    "reject_reasons",
+    "error_class",
+)
 
 
 def describe_rows(folder: Path) -> Iterator[str]:

@@ -141,9 +141,12 @@ def test_limits_name_themselves(database: Path) -> None:
 
 def test_the_clock_is_behind_the_step_budget(database: Path) -> None:
     """Without a step budget the time limit stops a statement."""
-    with contextlib.closing(SqliteEngine(Limits(timeout_s=0.2, max_vm_steps=10**12))) as engine:
-        with pytest.raises(QueryError, match=r"stopped after 0\.2 s") as caught:
-            engine.run(uri(database), ENDLESS)
+    limits = Limits(timeout_s=0.2, max_vm_steps=10**12)
+    with (
+        contextlib.closing(SqliteEngine(limits)) as engine,
+        pytest.raises(QueryError, match=r"stopped after 0\.2 s") as caught,
+    ):
+        engine.run(uri(database), ENDLESS)
     assert caught.value.error_class == "timeout"
 
 
@@ -248,7 +251,8 @@ def is_alive(process: int) -> bool:
 
 def test_memory_is_bounded_in_the_worker(tmp_path: Path, database: Path) -> None:
     """A statement that gathers memory ends with its class, and the next one runs."""
-    hungry = "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 400) SELECT count(DISTINCT x || hex(zeroblob(900000))) FROM c"
+    numbers = "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 400)"
+    hungry = f"{numbers} SELECT count(DISTINCT x || hex(zeroblob(900000))) FROM c"
     found = run(
         tmp_path,
         [{"sql": hungry}, {"sql": "SELECT 1"}],

@@ -20,6 +20,8 @@ from potstill.sql.signature import PLAIN_TYPES, sign
 
 #: Gold results larger than this are not carried about: the signature decides most comparisons, else gold runs again.
 MAX_CARRIED_BYTES = 64_000
+#: Gold results on changed databases that a worker remembers: the answers of one prompt come one after another.
+VARIANT_GOLDS_KEPT = 256
 #: Below this tolerance two numbers of twelve equal digits need not be close, so a signature keeps all digits.
 _TWELVE_DIGITS = 2e-11
 
@@ -102,6 +104,7 @@ class Evaluator:
         self._restart_clock = restart_clock
         self._exact = policy.float_rel_tol < _TWELVE_DIGITS
         self._settles = settles(policy)
+        self._variant_golds: dict[tuple[str, str], Gold] = {}
 
     def gold(self, database: str, sql: str) -> Gold:
         """Run a gold query, once more in another order of reading, and find its runs of ties."""
@@ -154,9 +157,13 @@ class Evaluator:
         )
 
     def agrees(self, database: str, gold_sql: str, sql: str) -> bool | None:
-        """Run gold and an answer on a changed database; None where gold fails there or nothing can be told."""
-        gold = self.gold(database, gold_sql)
-        if not gold.usable:
+        """Run gold and an answer on a changed database; None where gold fails there, or leaves its rows to chance."""
+        key = (database, gold_sql)
+        gold = self._variant_golds.pop(key, None) or self.gold(database, gold_sql)
+        self._variant_golds[key] = gold
+        if len(self._variant_golds) > VARIANT_GOLDS_KEPT:
+            del self._variant_golds[next(iter(self._variant_golds))]
+        if not gold.usable or gold.unstable:
             return None
         self._restart_clock()
         return bool(self.answer(database, sql, gold, gold_sql).match)

@@ -171,7 +171,9 @@ def _open(text: str, start: int, mark: str) -> _Opening:
 
 
 def _in_literal(text: str, opening: _Opening, start: int, end: int) -> bool:
-    """Say whether a fence mark is data: SQL before it has an open literal that closes behind it."""
+    """Say whether a fence mark is data: SQL before it has an open literal that closes behind it, or JSON goes on."""
+    if opening.label in JSON_LABELS:
+        return _before_on_line(text, start).strip() != "" and text[end : end + 1] not in ("", "\n", "\r", " ")
     if opening.label not in SQL_LABELS and opening.label:
         return False
     content = text[opening.body : start]

@@ -11,11 +11,10 @@ _THINK_NAMES = (
 )
 # Every branch begins with the same class of characters, so that the search can skip to the next of them.
 _TAG = re.compile(
-    rf"[<\[◁](?:(?P<open>(?<=<)(?:{_THINK_NAMES})(?:\s[^<>]{{0,60}})?>|(?<=\[)THINK\]|(?<=◁)think▷|"
+    rf"[<\[◁](?i:(?P<open>(?<=<)(?:{_THINK_NAMES})(?:\s[^<>]{{0,60}})?>|(?<=\[)THINK\]|(?<=◁)think▷|"
     rf"(?<=<)\|begin_of_thought\|>|(?<=<)\|START_THINKING\|>|(?<=<)\|?(?:thinking|think)\|?>)"
     rf"|(?P<close>(?<=<)/\s*(?:{_THINK_NAMES})\s*>|(?<=\[)/THINK\]|(?<=◁)/think▷|"
     rf"(?<=<)\|end_of_thought\|>|(?<=<)\|END_THINKING\|>|(?<=<)\|?/(?:thinking|think)\|?>))",
-    re.IGNORECASE,
 )
 _ESCAPED_TAG = re.compile(rf"&lt;(/?\s*(?:{_THINK_NAMES})\s*)&gt;", re.IGNORECASE)
 
