@@ -110,7 +110,7 @@ def read_task(row: Any) -> TaskInfo | None:
         status=row["status"],
         message=str(row.get("statusMsg") or ""),
         labels={str(k): str(v) for k, v in labels.items()} if isinstance(labels, dict) else {},
-        rank=int(rank) if str(rank).isdecimal() else None,
+        rank=int(str(rank)) if str(rank).isdecimal() else None,
         create_time=str(row.get("createTime") or ""),
     )
 
@@ -298,7 +298,9 @@ class SiflowClient:
             self.pacer.close_for(parse_retry_after(retry_after))
         return open_envelope(status, text, retry_after)
 
-    def _send(self, method: str, path: str, data: bytes | None, headers: dict[str, str]) -> tuple[int, bytes, str | None]:
+    def _send(
+        self, method: str, path: str, data: bytes | None, headers: dict[str, str]
+    ) -> tuple[int, bytes, str | None]:
         """Send the bytes and read the answer within the time allowed; a trickle of bytes does not extend it."""
         deadline = self._wire.clock() + self._timeout
         limits = (min(5.0, self._timeout), self._timeout)
@@ -354,7 +356,11 @@ def open_envelope(status: int, text: bytes, retry_after: str | None) -> dict[str
     except ValueError:
         answer = None
     good = isinstance(answer, dict) and isinstance(answer.get("status"), bool)
-    message = f"HTTP {status}: {answer.get('msg') or 'no reason given'}" if good else f"HTTP {status}: not an answer of the API"
+    message = (
+        f"HTTP {status}: {answer.get('msg') or 'no reason given'}"
+        if good
+        else f"HTTP {status}: not an answer of the API"
+    )
     if status == 429:
         raise Throttled(message, parse_retry_after(retry_after))
     if status == 401:

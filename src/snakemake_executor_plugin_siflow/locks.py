@@ -69,7 +69,11 @@ def snakemake_lock(persistence: Any, taken: bool) -> Iterator[None]:
     """
     folder = Path(persistence.path)
     record = folder / "siflow" / RECORD
-    told: dict[str, Any] = {"host": os.uname().nodename, "pid": os.getpid(), "files": sorted(lock_files(folder) if taken else ())}
+    told: dict[str, Any] = {
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "files": sorted(lock_files(folder) if taken else ()),
+    }
     if taken:
         write_whole(record, json.dumps(told))
         yield

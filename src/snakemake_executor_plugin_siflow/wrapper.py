@@ -228,8 +228,12 @@ def stale_outputs(spec: dict[str, Any], before: dict[str, list[int] | None]) -> 
 def run_inner(spec: dict[str, Any], guard: Guard, log: Any) -> int:
     """Run the inner Snakemake to its end and return its exit status."""
     child = subprocess.Popen(
-        ["/bin/sh", "-c", spec["command"]], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-        cwd=spec["workdir"], env=environment(spec),
+        ["/bin/sh", "-c", spec["command"]],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd=spec["workdir"],
+        env=environment(spec),
     )
     while (status := child.poll()) is None:
         guard.beat()

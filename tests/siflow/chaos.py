@@ -110,7 +110,12 @@ def e2_lost_answers(folder: Path, size: Size, seed: int) -> Row:
         history = platform.history()
     dropped = sum(call["method"] == "POST" and call["status"] == 0 for call in history["calls"])
     doubled = sum(number > 1 for number in per_key(history["tasks"]).values())
-    good = controller.process.returncode == 0 and not doubled and len(history["tasks"]) == 2 * size.chunks + 1 and dropped > 0
+    good = (
+        controller.process.returncode == 0
+        and not doubled
+        and len(history["tasks"]) == 2 * size.chunks + 1
+        and dropped > 0
+    )
     text = f"{2 * size.chunks + 1} jobs, {len(history['tasks'])} tasks, {doubled} doubled, exit {controller.process.returncode}"
     return Row("E2", "30 % of creates accepted, answer lost; list lags 1 s", f"{dropped} answers lost", text, good)
 
@@ -132,7 +137,13 @@ def e3_bad_api(folder: Path, size: Size, seed: int) -> Row:
     failed = controller.text().count("Error in ")
     good = status == 0 and failed == 0 and live_together(history["tasks"]) == 0
     text = f"exit {status}, {failed} false failures, {len(history['tasks'])} tasks for {2 * size.chunks + 1} jobs, none at the same time as its double"
-    return Row("E3", f"30 % errors, HTML, 404 blips, expiring signatures, {size.outage:.0f} s outage", f"{broken} calls failed", text, good)
+    return Row(
+        "E3",
+        f"30 % errors, HTML, 404 blips, expiring signatures, {size.outage:.0f} s outage",
+        f"{broken} calls failed",
+        text,
+        good,
+    )
 
 
 def e3b_no_proof(folder: Path, size: Size, seed: int) -> Row:
@@ -154,7 +165,13 @@ def e3b_no_proof(folder: Path, size: Size, seed: int) -> Row:
             stale += (work / "out").exists() and (work / "out").read_text() == "old"
             accepted += controller.process.returncode == 0
         ran = len(platform.tasks())
-    return Row("E3b", "inner Snakemake ends with 0 without having worked", f"{ran} such tasks", f"{accepted} of {size.trials} runs green", accepted == 0)
+    return Row(
+        "E3b",
+        "inner Snakemake ends with 0 without having worked",
+        f"{ran} such tasks",
+        f"{accepted} of {size.trials} runs green",
+        accepted == 0,
+    )
 
 
 def e4_interrupts(folder: Path, size: Size, seed: int) -> Row:
@@ -182,7 +199,13 @@ def e4_interrupts(folder: Path, size: Size, seed: int) -> Row:
             shutil.rmtree(work)
     good = orphans == 0 and slow <= 12 and with_tasks >= 0.95 * size.interrupts
     text = f"{orphans} orphans, slowest exit {slow:.1f} s"
-    return Row("E4", "SIGINT at a random moment, API latency 0.3-0.7 s", f"{size.interrupts} interrupts, {with_tasks} with tasks live", text, good)
+    return Row(
+        "E4",
+        "SIGINT at a random moment, API latency 0.3-0.7 s",
+        f"{size.interrupts} interrupts, {with_tasks} with tasks live",
+        text,
+        good,
+    )
 
 
 def e5_polling_cost(folder: Path, size: Size, seed: int) -> Row:
@@ -236,7 +259,13 @@ def e6_reaction(folder: Path, size: Size, seed: int) -> Row:
             late.append(event["data"]["t"] - ended[uuids[label]])
     p99 = sorted(late)[int(len(late) * 0.99)]
     good = controller.process.returncode == 0 and p99 <= 4 and len(late) == 2 * size.chunks + 1
-    return Row("E6", "time from a task's end to its verdict, poll interval 2 s", f"{len(late)} tasks", f"p99 {p99:.1f} s (limit 4 s)", good)
+    return Row(
+        "E6",
+        "time from a task's end to its verdict, poll interval 2 s",
+        f"{len(late)} tasks",
+        f"p99 {p99:.1f} s (limit 4 s)",
+        good,
+    )
 
 
 def e7_status_words(folder: Path, size: Size, seed: int) -> Row:
@@ -252,13 +281,28 @@ def e7_status_words(folder: Path, size: Size, seed: int) -> Row:
         created = len(platform.tasks())
     good = controller.process.returncode == 0 and created == 2 * size.chunks + 1
     text = f"exit {controller.process.returncode}, {created} tasks for {2 * size.chunks + 1} jobs"
-    return Row("E7", "status words in any order, unknown ones too (10,000 sequences more in test_dispatcher.py)", f"{len(scripts)} scripts", text, good)
+    return Row(
+        "E7",
+        "status words in any order, unknown ones too (10,000 sequences more in test_dispatcher.py)",
+        f"{len(scripts)} scripts",
+        text,
+        good,
+    )
 
 
 def e8_platform_faults(folder: Path, size: Size, seed: int) -> Row:
     """Preemption, lost nodes, image errors, restarts and quota cost no attempt."""
     work = workdir(folder / "work", chunks_snakefile(size.chunks, seconds=0.5))
-    bad = {"preempt": 0.1, "node_lost": 0.1, "image_pull": 0.1, "restart": 0.1, "forget": 0.03, "zombie": 0.5, "quota": 20, "fault_after": 3}
+    bad = {
+        "preempt": 0.1,
+        "node_lost": 0.1,
+        "image_pull": 0.1,
+        "restart": 0.1,
+        "forget": 0.03,
+        "zombie": 0.5,
+        "quota": 20,
+        "fault_after": 3,
+    }
     with Simulator(folder / "state", slots=6, seed=seed, **bad) as platform:
         controller = run(work, platform.url, "--retries", "0", timeout=900)
         counts = platform.counts()
@@ -267,11 +311,17 @@ def e8_platform_faults(folder: Path, size: Size, seed: int) -> Row:
     struck = created - (2 * size.chunks + 1)
     good = controller.process.returncode == 0 and right and struck > 0
     text = f"exit {controller.process.returncode} with --retries 0, output right: {right}, {dict(counts)}"
-    return Row("E8*", "preemption, node loss (half with zombies), image pull, restarts, forgotten tasks, quota", f"{struck} tasks struck", text, good)
+    return Row(
+        "E8*",
+        "preemption, node loss (half with zombies), image pull, restarts, forgotten tasks, quota",
+        f"{struck} tasks struck",
+        text,
+        good,
+    )
 
 
 #: Two canaries: a plain one, and one with every character that shells and quoting get wrong.
-CANARIES = {"CANARY_ONE": "plainCanary0123456789", "CANARY_TWO": "it's \"a\" $HOME \\ $(x) `y` canary \u00e9 %s {z}"}
+CANARIES = {"CANARY_ONE": "plainCanary0123456789", "CANARY_TWO": 'it\'s "a" $HOME \\ $(x) `y` canary \u00e9 %s {z}'}
 SECRETS_SNAKEFILE = """
 import os
 rule all:
@@ -296,7 +346,14 @@ def s1_s2_secrets(folder: Path, size: Size, seed: int) -> tuple[Row, Row]:
     more = ["--verbose", "--printshellcmds", "--show-failed-logs", "--keep-going"]
     hits: list[str] = []
     looks = scenarios = right = 0
-    variants: list[dict[str, Any]] = [{}, {"unauthorized": 0.3}, {"error": 0.3}, {"html": 0.3}, {"drop_post": 0.5}, {"node_lost": 0.4}]
+    variants: list[dict[str, Any]] = [
+        {},
+        {"unauthorized": 0.3},
+        {"error": 0.3},
+        {"html": 0.3},
+        {"drop_post": 0.5},
+        {"node_lost": 0.4},
+    ]
     for variant in variants[: 2 if size is SHORT else len(variants)]:
         for target in (["all"], ["all", "fails"]):
             scenarios += 1
@@ -315,8 +372,20 @@ def s1_s2_secrets(folder: Path, size: Size, seed: int) -> tuple[Row, Row]:
             hits += search_files(folder)
     # The rule that fails prints its keys into its own task's log, on purpose; that file is the task's, not ours.
     hits = [hit for hit in hits if not hit.endswith(".log") or "siflow/" not in hit]
-    first = Row("S1", "two canary keys, all output at its loudest", f"{scenarios} scenarios, {looks} looks at all command lines", f"{len(hits)} hits {hits[:3] or ''}", not hits)
-    return first, Row("S2", "keys with quotes, $, backslash, blanks", f"{2 * scenarios} arrivals", f"{right} byte-identical", right == 2 * scenarios)
+    first = Row(
+        "S1",
+        "two canary keys, all output at its loudest",
+        f"{scenarios} scenarios, {looks} looks at all command lines",
+        f"{len(hits)} hits {hits[:3] or ''}",
+        not hits,
+    )
+    return first, Row(
+        "S2",
+        "keys with quotes, $, backslash, blanks",
+        f"{2 * scenarios} arrivals",
+        f"{right} byte-identical",
+        right == 2 * scenarios,
+    )
 
 
 def arrived(file: Path) -> bytes:
@@ -338,9 +407,16 @@ def search_processes() -> list[str]:
 
 def search_files(folder: Path) -> list[str]:
     """Canaries in files, but for the two that are made of them."""
-    needles = [form.encode() for value in CANARIES.values() for form in (value, json.dumps(value)[1:-1], repr(value)[1:-1])]
+    needles = [
+        form.encode() for value in CANARIES.values() for form in (value, json.dumps(value)[1:-1], repr(value)[1:-1])
+    ]
     places = [folder, Path.home() / ".cache" / "snakemake"]
-    files = (file for place in places for file in place.rglob("*") if file.is_file() and file.name not in ("seen.bin", "two.bin"))
+    files = (
+        file
+        for place in places
+        for file in place.rglob("*")
+        if file.is_file() and file.name not in ("seen.bin", "two.bin")
+    )
     return [str(file) for file in files if any(needle in file.read_bytes() for needle in needles)]
 
 
@@ -368,7 +444,13 @@ def s3_rotation(folder: Path, size: Size, seed: int) -> Row:
         created = len(platform.tasks())
     texts = [(work / name).read_text().strip() for name in ("a.txt", "b.txt")]
     good = status == 0 and texts == ["new-key", "new-key"] and created == 2 and took <= 60
-    return Row("S3", "key rotated while tasks run", "1 rotation", f"running task saw it after {took:.1f} s, next task too, {created} tasks for 2 jobs", good)
+    return Row(
+        "S3",
+        "key rotated while tasks run",
+        "1 rotation",
+        f"running task saw it after {took:.1f} s, next task too, {created} tasks for 2 jobs",
+        good,
+    )
 
 
 def mutants_note() -> str:
@@ -377,8 +459,17 @@ def mutants_note() -> str:
 
 
 CAMPAIGN: dict[str, Callable[[Path, Size, int], Row | tuple[Row, Row]]] = {
-    "E1": e1_kills, "E2": e2_lost_answers, "E3": e3_bad_api, "E3b": e3b_no_proof, "E4": e4_interrupts, "E5": e5_polling_cost,
-    "E6": e6_reaction, "E7": e7_status_words, "E8*": e8_platform_faults, "S1": s1_s2_secrets, "S3": s3_rotation,
+    "E1": e1_kills,
+    "E2": e2_lost_answers,
+    "E3": e3_bad_api,
+    "E3b": e3b_no_proof,
+    "E4": e4_interrupts,
+    "E5": e5_polling_cost,
+    "E6": e6_reaction,
+    "E7": e7_status_words,
+    "E8*": e8_platform_faults,
+    "S1": s1_s2_secrets,
+    "S3": s3_rotation,
 }
 
 
