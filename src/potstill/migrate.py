@@ -1,7 +1,7 @@
 """Old task files of modelcall (`batch_distillation_submit`, `merge_distillation_results`) as a config and a profile.
 
-What a task file says has exactly one place here: data and models in the config, the platform in the profile. What has no
-place any more is told to the user, never dropped in silence.
+What a task file says has exactly one place here: data and models in the config, the platform in the profile. What has
+no place any more is told to the user, never dropped in silence.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def _models(submit: Mapping[str, Any], root: str | None, where: Path) -> list[di
         alias = _slug(str(model.get("alias") or path.stem))
         if any(known["alias"] == alias for known in models):
             raise ConfigError(
-                f"task file {where}: batch_submit.models[{number}]: alias {alias!r} is there twice; each model needs its own"
+                f"task file {where}: batch_submit.models[{number}]: alias {alias!r} is there twice; "
+                "each model needs its own"
             )
         models.append({"alias": alias, "config": str(Path(root) / path if root and not path.is_absolute() else path)})
     return models
@@ -162,7 +163,8 @@ def _model_notes(models: list[dict[str, str]]) -> list[str]:
         key = (load_yaml(path, "model file").get("client_config") or {}).get("api_key")
         if key and str(key).lower() not in ("empty", "none", "dummy"):
             notes.append(
-                f"model file {path} has a key in it: write api_key_env: SOME_VARIABLE instead of api_key, and set that variable"
+                f"model file {path} has a key in it: write api_key_env: SOME_VARIABLE instead of api_key, "
+                "and set that variable"
             )
     return notes
 
@@ -372,7 +374,8 @@ def write_migration(migration: Migration, folder: Path, task_file: Path) -> list
     """
     texts = {folder / "config.yaml": _as_yaml(migration.config, f"Made from {task_file}. All keys: config/README.md.")}
     if migration.profile:
-        head = f"Made from {task_file}. Use: snakemake --profile {folder / 'profiles' / 'siflow'} --configfile {folder / 'config.yaml'}"
+        use = f"snakemake --profile {folder / 'profiles' / 'siflow'} --configfile {folder / 'config.yaml'}"
+        head = f"Made from {task_file}. Use: {use}"
         texts[folder / "profiles" / "siflow" / "config.yaml"] = _as_yaml(migration.profile, head)
     if migration.commands:
         texts[folder / "merge.sh"] = "\n".join(

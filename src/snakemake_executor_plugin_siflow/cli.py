@@ -128,7 +128,8 @@ def ps(args: argparse.Namespace, settings: ExecutorSettings) -> int:
     for task in tasks:
         rank = f" (place {task.rank})" if task.rank and task.status in states.WAITING else ""
         print(
-            f"{task.status + rank:<22} {task.labels.get('rule', ''):<24} {task.create_time:<20} {task.name}  {task.uuid}  {task.message}"
+            f"{task.status + rank:<22} {task.labels.get('rule', ''):<24} {task.create_time:<20} "
+            f"{task.name}  {task.uuid}  {task.message}"
         )
     print(f"{len(tasks)} task(s), {sum(not states.is_ended(task.status) for task in tasks)} live", file=sys.stderr)
     return 0

@@ -37,7 +37,7 @@ class ApiError(Exception):
     ```
     ApiError
     ├── Unreachable   no connection was made: nothing was sent
-    ├── Doubtful      sent, but the answer is missing or no answer of the API (5xx, HTML, cut, time out): may be carried out
+    ├── Doubtful      sent, but the answer is missing or none of the API (5xx, HTML, cut): may be carried out
     ├── Throttled     429: not carried out, try again later
     ├── Unauthorized  401: not carried out, the signature was refused
     ├── NotFound      404

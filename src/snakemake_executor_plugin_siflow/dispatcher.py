@@ -121,9 +121,8 @@ class Dispatcher:
 
     def verdict(self, work: Work) -> Verdict | None:
         """What became of a piece of work; from then on it is forgotten."""
-        if work.verdict is not None:
-            if self._works.get(work.key) is work:
-                del self._works[work.key]
+        if work.verdict is not None and self._works.get(work.key) is work:
+            del self._works[work.key]
         return work.verdict
 
     @property
@@ -310,7 +309,8 @@ class Dispatcher:
             if a.uuid and (now > a.posted_at + self._settings.list_grace or a.label in self._reports_seen)
         ]
         due.sort(key=lambda attempt: attempt.last_get)
-        return any([self._get(attempt, now) for attempt in due[:GETS_PER_LOOK]])
+        news = [self._get(attempt, now) for attempt in due[:GETS_PER_LOOK]]
+        return any(news)
 
     def _get(self, attempt: Attempt, now: float) -> bool:
         """Ask for one task; returns whether it has news."""
@@ -384,7 +384,8 @@ class Dispatcher:
             try:
                 self._client.stop(some)
             except Rejected:
-                good &= all([self._try_stop_one(uuid) for uuid in some])
+                stopped = [self._try_stop_one(uuid) for uuid in some]
+                good &= all(stopped)
             except ApiError as error:
                 self._complain(f"stop: {error}")
                 good = False
@@ -548,7 +549,8 @@ class Dispatcher:
         quote = shlex.quote
         spec = self._folder.spec_path(attempt.label)
         python = quote(str(work.spec["python"]))
-        return f"cd {quote(work.spec['workdir'])} && exec {python} {quote(str(self._folder.path / 'wrapper.py'))} {quote(str(spec))}\n"
+        script = quote(str(self._folder.path / "wrapper.py"))
+        return f"cd {quote(work.spec['workdir'])} && exec {python} {script} {quote(str(spec))}\n"
 
     def _refused(self, work: Work, attempt: Attempt, reason: str, wait: float) -> None:
         """The platform has certainly not accepted it: try again later."""
@@ -610,7 +612,8 @@ class Dispatcher:
             work.verdict = Verdict(False, f"the job failed in task {attempt.name} ({attempt.uuid})", attempt.log)
         elif self._stopped_by_somebody(attempt):
             self._settle(attempt, "stopped", sync=False)
-            text = f"task {attempt.name} ({attempt.uuid}) was stopped by somebody else: {attempt.message or 'no reason given'}"
+            reason = attempt.message or "no reason given"
+            text = f"task {attempt.name} ({attempt.uuid}) was stopped by somebody else: {reason}"
             work.verdict = Verdict(False, text, attempt.log)
         else:
             self._platform_fault(work, attempt, proof)
@@ -629,7 +632,8 @@ class Dispatcher:
             Proof.LATE: "its outputs did not become visible",
             Proof.NO_PROOF: "it ended well but its outputs are missing or old",
         }.get(proof, "it left no report")
-        text = f"task {attempt.name} ({attempt.uuid}) ended as {attempt.status}, {what}: {attempt.stop_reason or attempt.message}"
+        reason = attempt.stop_reason or attempt.message
+        text = f"task {attempt.name} ({attempt.uuid}) ended as {attempt.status}, {what}: {reason}"
         self._settle(attempt, "platform fault", sync=False)
         if work.infra_faults > self._settings.infra_retries:
             work.verdict = Verdict(

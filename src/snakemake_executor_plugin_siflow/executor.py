@@ -5,8 +5,8 @@ What of Snakemake's executor interface we must work around (each is pinned by a 
 - an exception that leaves `check_active_jobs` or `run_job` ends the run and orphans every task: none leaves them;
 - `cancel_jobs` gets an empty list when Ctrl-C falls into a check: we stop what is in our own table;
 - `--wait-for-files` lets the inner Snakemake end with 0 without having run the job: it is left out, wrapper.py waits;
-- SIGTERM means "finish what is running" to the scheduler, and its handler replaces any that is set before the first job:
-  ours is set in the first `run_job`.
+- SIGTERM means "finish what is running" to the scheduler, and its handler replaces any that is set before the first
+  job: ours is set in the first `run_job`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .dispatcher import Dispatcher
 from .folder import Held, RunFolder
 from .locks import remove_dead_locks, snakemake_lock
 from .redact import Redactor
-from .settings import Environment, ExecutorSettings, find_keys
+from .settings import KEY_ID, KEY_SECRET, Environment, ExecutorSettings, find_keys
 from .task import TaskError, TaskFactory, job_key, label_value
 from .work import Attempt, Verdict, Work, input_stamp
 
@@ -147,8 +147,8 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # untyped upstream
             else:
                 return
         raise WorkflowError(
-            f"SiFlow refuses the access key {self._keys.key_id[:4]}…: check SIFLOW_ACCESS_KEY_ID and SIFLOW_ACCESS_KEY_SECRET, "
-            f"and region {self._settings.region}, cluster {self._settings.effective_cluster}, {self._settings.effective_base_url}."
+            f"SiFlow refuses the access key {self._keys.key_id[:4]}…: check {KEY_ID} and {KEY_SECRET}, and region "
+            f"{self._settings.region}, cluster {self._settings.effective_cluster}, {self._settings.effective_base_url}."
         )
 
     def _warn_about_volumes(self) -> None:
@@ -293,7 +293,7 @@ class Executor(RemoteExecutor):  # type: ignore[misc]  # untyped upstream
         return str(RealExecutor.get_job_args(self, job, **kwargs))
 
     def get_python_executable(self) -> str:
-        """The interpreter in the task: the one that runs now, as it lies on the shared volume, or the one that is set."""
+        """The interpreter in the task: the one that runs now, which lies on the shared volume, or the one set."""
         return self._settings.python or sys.executable
 
     # -- checks ------------------------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -161,10 +161,8 @@ class Controller:
 
     def kill(self) -> None:
         """SIGKILL the controller and what it runs itself."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def text(self) -> str:
@@ -197,7 +195,9 @@ rule all:
 rule generate:
     output: "gen/{{i}}.txt"
     log: "logs/{{i}}.log"
-    shell: "(echo $$ >> starts.{{wildcards.i}}; sleep {seconds}; seq {{wildcards.i}} $(({{wildcards.i}} + 20)) > {{output}}.new; mv {{output}}.new {{output}}) 2> {{log}}"
+    shell:
+        "(echo $$ >> starts.{{wildcards.i}}; sleep {seconds};"
+        " seq {{wildcards.i}} $(({{wildcards.i}} + 20)) > {{output}}.new; mv {{output}}.new {{output}}) 2> {{log}}"
 rule clean:
     input: "gen/{{i}}.txt"
     output: "clean/{{i}}.txt"
@@ -218,8 +218,3 @@ rule merge:
 def expected_merge(count: int) -> str:
     """What the pipeline makes."""
     return "".join(f"{n} 1.0\n" for i in range(count) for n in range(i, i + 21))
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    """Copy a folder."""
-    shutil.copytree(source, target)

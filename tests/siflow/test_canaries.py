@@ -49,7 +49,7 @@ def test_retries_come_at_once() -> None:
 
 
 def test_sigterm_waits_for_jobs() -> None:
-    """The scheduler's SIGTERM handler waits for all jobs, and is set after the executor is made; so ours is set later."""
+    """The scheduler's SIGTERM handler waits for all jobs and is set after the executor is made; so is ours."""
     made = source(JobScheduler.__init__)
     assert made.index("executor_plugin.executor(") < made.index("signal.signal(signal.SIGTERM")
     assert "graceful" in source(JobScheduler.exit_gracefully)

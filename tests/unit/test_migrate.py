@@ -112,7 +112,8 @@ def test_old_task_template_is_read(tmp_path: Path) -> None:
     template = tmp_path / "configs" / "siflow" / "task_template.yaml"
     template.parent.mkdir(parents=True)
     template.write_text(
-        'namePrefix: {name_prefix}\nvolumes:\n  - volumeId: 9\n    mountDir: /volume/t\nimage: own\nimageVersion: "v"\ntype: pytorchjob\n'
+        "namePrefix: {name_prefix}\nvolumes:\n  - volumeId: 9\n    mountDir: /volume/t\nimage: own\n"
+        'imageVersion: "v"\ntype: pytorchjob\n'
         "workers: 0\ninstances:\n  - name: sci.c1\n    countPerPod: {count_per_pod}\ncmd: |\n{cmd}\n"
     )
     made = migrate(write(tmp_path, {**SUBMIT, "environment": {"project_root": str(tmp_path)}}))
