@@ -20,10 +20,10 @@ import yaml
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.registry.plugin import Plugin  # type: ignore[import-untyped]
 
-from . import common_settings, states, wrapper
+from . import __version__, common_settings, states, wrapper
 from .client import ApiError, NotFound, Rejected, SiflowClient, TaskInfo
 from .executor import Executor
-from .folder import RunFolder
+from .folder import Held, RunFolder
 from .redact import Redactor
 from .settings import Environment, ExecutorSettings, find_keys
 from .task import NAME, TaskError, TaskFactory
@@ -185,6 +185,12 @@ def reap(args: argparse.Namespace, settings: ExecutorSettings) -> int:
     run = run_id(args)
     folder = RunFolder(ROOT, run)
     if (folder.path / "fence").is_dir():
+        try:
+            folder.hold().close()
+        except Held as error:
+            raise WorkflowError(
+                f"{error} works on this run; end it first (Ctrl-C), it stops its tasks itself"
+            ) from error
         folder.cancel_generation(folder.generation())
     client = connect(settings)
     for _ in range(30):
@@ -230,6 +236,11 @@ def version(name):
     try: return metadata.version(name)
     except metadata.PackageNotFoundError: return None
 told = {"python": sys.version.split()[0], "versions": {name: version(name) for name in %r}}
+try:
+    import snakemake_executor_plugin_siflow as plugin
+    told["plugin"] = plugin.__version__
+except ImportError:
+    told["plugin"] = None
 open(%r, "w").write(json.dumps(told))
 """
 
@@ -287,7 +298,12 @@ def judge_probe(status: str, message: str, answer: Path) -> list[Finding]:
     for name in PACKAGES:
         here, there = metadata.version(name), told["versions"][name]
         findings.append(Finding(here == there, name, f"{here} here, {there or 'missing'} in the task"))
-    return findings
+    there = told["plugin"]
+    what = f"{__version__} here, {there or 'not installed'} in the task"
+    return [
+        *findings,
+        Finding(there in (None, __version__), "plugin", what + ("" if there else ", where it is not needed")),
+    ]
 
 
 Command = Callable[[argparse.Namespace, ExecutorSettings], int]
