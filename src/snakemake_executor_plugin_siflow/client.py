@@ -218,11 +218,12 @@ class SiflowClient:
         wanted = {"page": str(page), "pageSize": str(self._settings.page_size), "labels": labels, "name": name}
         query = "&".join(f"{key}={quote(value, safe='')}" for key, value in wanted.items() if value)
         answer = self._repeated("GET", f"?{query}")
-        rows = answer.get("rows")
+        # An empty list may come as null.
+        rows = answer.get("rows", ...) or []
         if not isinstance(rows, list):
             raise Doubtful("the answer to a list has no rows")
-        total = answer.get("total")
-        return Page([task for row in rows if (task := read_task(row))], total if isinstance(total, int) else None)
+        total = str(answer.get("total"))
+        return Page([task for row in rows if (task := read_task(row))], int(total) if total.isdecimal() else None)
 
     def pages(self, labels: str = "", name: str = "", most: int = 10_000) -> Iterator[Page]:
         """All pages of a list; a server may cut pages shorter than asked."""

@@ -41,8 +41,11 @@ GETS_PER_LOOK = 20
 #: Refusals that may pass (busy, forbidden for now) before the job counts as failed.
 REFUSALS = 6
 STOPS_PER_CALL = 100
+#: The statuses of such refusals; the others are about the task itself.
+PASSING = (200, 403, 409)
 #: Words by which a refusal tells that there is no room now. The platform has no code for it.
-NO_ROOM_WORDS = ("quota", "insufficient", "exceed", "limit", "配额", "不足")
+QUOTA_WORDS = ("quota", "配额")
+NO_ROOM_WORDS = (*QUOTA_WORDS, "insufficient", "exceed", "limit", "不足")
 
 
 class Log(Protocol):
@@ -564,8 +567,9 @@ class Dispatcher:
         """The platform says no: for good, or for now."""
         text = str(error)
         status = error.status if isinstance(error, Rejected) else 404
-        no_room = any(word in text.lower() for word in NO_ROOM_WORDS)
-        for_now = status in (200, 403, 409) and (no_room or work.refusals < REFUSALS)
+        words = NO_ROOM_WORDS if status in PASSING else QUOTA_WORDS
+        no_room = any(word in text.lower() for word in words)
+        for_now = no_room or (status in PASSING and work.refusals < REFUSALS)
         if for_now:
             self._refused(work, attempt, text, self._backoff(5.0 if no_room else 2.0, min(work.refusals, 4)))
             return
@@ -631,7 +635,8 @@ class Dispatcher:
         what = {
             Proof.LATE: "its outputs did not become visible",
             Proof.NO_PROOF: "it ended well but its outputs are missing or old",
-        }.get(proof, "it left no report")
+            Proof.TERMINATED: "it was told to end",
+        }.get(proof, "without a result")
         reason = attempt.stop_reason or attempt.message
         text = f"task {attempt.name} ({attempt.uuid}) ended as {attempt.status}, {what}: {reason}"
         self._settle(attempt, "platform fault", sync=False)
@@ -696,7 +701,8 @@ class Dispatcher:
         if waiting:
             oldest = min(waiting, key=lambda attempt: attempt.status_since)
             rank = "" if oldest.rank is None else f", place {oldest.rank} in the queue"
-            line += f"; longest pending {now - oldest.status_since:.0f} s: {oldest.name}{rank}"
+            why = f" ({oldest.message})" if oldest.message else ""
+            line += f"; longest pending {now - oldest.status_since:.0f} s: {oldest.name}{rank}{why}"
         reasons = {work.waits_for for work in held if work.waits_for}
         return line + "".join(f"; waiting: {reason}" for reason in sorted(reasons)[:1])
 

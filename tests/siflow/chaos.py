@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.siflow.rig import (
+    ROOT,
     Controller,
     Simulator,
     arguments,
@@ -461,6 +463,21 @@ def s3_rotation(folder: Path, size: Size, seed: int) -> Row:
     )
 
 
+def mutants(folder: Path, size: Size, seed: int) -> Row:
+    """The plugin is broken on purpose; each break must be caught by a test."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/siflow/test_mutants.py"]
+    command += ["-k", "caught", "--timeout", "280"]
+    env = clean_env(SIFLOW_MUTANTS="1")
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    return Row(
+        "M",
+        "the plugin is broken in known ways",
+        "one break each",
+        result.stdout.splitlines()[-1],
+        result.returncode == 0,
+    )
+
+
 CAMPAIGN: dict[str, Callable[[Path, Size, int], Row | tuple[Row, Row]]] = {
     "E1": e1_kills,
     "E2": e2_lost_answers,
@@ -473,6 +490,7 @@ CAMPAIGN: dict[str, Callable[[Path, Size, int], Row | tuple[Row, Row]]] = {
     "E8*": e8_platform_faults,
     "S1": s1_s2_secrets,
     "S3": s3_rotation,
+    "M": mutants,
 }
 
 

@@ -214,3 +214,22 @@ def test_simulator_checks_signatures(simulator: Simulator) -> None:
     assert answer.status_code == 401
     assert answer.json()["status"] is False
     assert set(answer.json()) >= {"status", "msg", "traceID", "requestID"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "total"),
+    [({"rows": None, "total": 0}, 0), ({"rows": [], "total": "0"}, 0), ({"rows": []}, None)],
+)
+def test_an_empty_list_in_any_form(answer: dict[str, Any], total: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rows may come as null, and the total as a text or not at all."""
+    api = client("http://127.0.0.1:9/sfapi")
+    monkeypatch.setattr(api, "_repeated", lambda method, path: answer)
+    assert api.list_page(1) == ([], total)
+
+
+def test_an_answer_without_rows_is_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that has no rows at all is not taken for an empty list."""
+    api = client("http://127.0.0.1:9/sfapi")
+    monkeypatch.setattr(api, "_repeated", lambda method, path: {"status": True, "data": None})
+    with pytest.raises(Doubtful, match="no rows"):
+        api.list_page(1)
