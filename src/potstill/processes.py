@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from potstill.config.locate import workflow_root
+
+#: Names the Snakemake process that starts a job: its number and its start time.
+_CONTROLLER = "POTSTILL_CONTROLLER"
 
 
 class ProcessId(NamedTuple):
@@ -54,19 +60,46 @@ def find_controllers() -> list[int]:
     return [pid for pid in find_ancestors() if is_snakemake(pid)]
 
 
+def announce_controller() -> None:
+    """Tell the jobs that this process, a Snakemake, will start whom they must not outlive."""
+    identity = identify(os.getpid())
+    if identity is not None:
+        os.environ[_CONTROLLER] = f"{identity.pid}:{identity.started}"
+
+
+def announce_interpreter() -> None:
+    """Tell the rules' shell commands the running interpreter, never a `python` of the PATH, and where the scripts are.
+
+    Rules of a chunk call their script by `shell:`, since `script:` costs each job 35 ms, and the DAG a third of its
+    time; an absolute path in the command would make every job run again on another machine.
+    """
+    os.environ["POTSTILL_PYTHON"] = sys.executable
+    os.environ["POTSTILL_SCRIPTS"] = str(workflow_root() / "scripts")
+
+
 def die_with_controllers() -> None:
     """End this process, and what it started, as soon as a Snakemake process above it is gone.
 
     Snakemake starts a script through a shell and leaves both behind when it is killed: they would go on
-    spending money and writing beside a second run. A thread waits for the death of each controller
-    (`pidfd_open(2)`; a look each half second where that is missing) and kills the process group's children.
+    spending money and writing beside a second run. A thread waits for the death of each controller: those above
+    this process, and the one that announced itself, which may have died while this process was starting.
     """
-    for pid in find_controllers():
-        threading.Thread(target=_die_after, args=(pid,), daemon=True, name=f"watch-{pid}").start()
+    controllers = set(find_controllers())
+    pid, _, started = os.environ.get(_CONTROLLER, "").partition(":")
+    if pid:
+        if identify(int(pid)) != ProcessId(int(pid), started):
+            _die()
+        controllers.add(int(pid))
+    for controller in controllers:
+        threading.Thread(target=_die_after, args=(controller,), daemon=True, name=f"watch-{controller}").start()
 
 
 def _die_after(pid: int) -> None:
     wait_for_death(pid)
+    _die()
+
+
+def _die() -> None:
     kill_descendants(os.getpid())
     os.kill(os.getpid(), signal.SIGKILL)
 

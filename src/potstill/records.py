@@ -32,7 +32,7 @@ ADDED_FIELDS: dict[str, str] = {
     **dict.fromkeys(
         ("endpoint", "latency_s", "attempts", "answered_at", "served_model", "system_fingerprint"), "generate"
     ),
-    **dict.fromkeys(("error_class", "error"), "generate"),
+    **dict.fromkeys(("error_class", "error", "raw_response", "logprobs"), "generate"),
     **dict.fromkeys(("sql", "cleaned", "clean_method", "clean_note"), "clean"),
     **dict.fromkeys(
         (
@@ -56,7 +56,7 @@ ADDED_FIELDS: dict[str, str] = {
         "execute",
     ),
     "gold_status": "audit_gold",
-    "judge_score": "judge",
+    **dict.fromkeys(("judge_score", "judge_votes", "judge_reason", "judge_error", "judge_usage"), "judge"),
     **dict.fromkeys(("score", "sql_quality"), "score"),
     **dict.fromkeys(("keep", "reject_reasons", "reject_reason", "agreement"), "filter"),
     "not_asked_reason": "generate",

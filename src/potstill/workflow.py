@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from potstill.chunks import chunk_names, count_chunks
+from potstill.config.model import load_model
 from potstill.config.run import STAGE_FOLDERS, Config, complete_config
-from potstill.config.schema import load_yaml
 from potstill.holders import hold, recover
 from potstill.readers import count_rows, expand_inputs
+
+#: The resource that generate jobs with a rate limit take one of.
+RATE_LIMITED = "rate_limited_jobs"
 
 #: The folder that Snakemake keeps in the working directory.
 SNAKEMAKE_FOLDER = Path(".snakemake")
@@ -47,7 +50,14 @@ class Plan:
     chunks: Sequence[str]
 
     #: Keys of `generate` that say how fast to ask, not what.
-    pace_keys: ClassVar = ("concurrency", "batch_size", "requests_per_minute", "tokens_per_minute", "parallel_jobs", "outage_timeout_s")
+    pace_keys: ClassVar = (
+        "concurrency",
+        "batch_size",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "parallel_jobs",
+        "outage_timeout_s",
+    )
 
     @property
     def folder(self) -> str:
@@ -81,7 +91,11 @@ class Plan:
     @property
     def kept_output(self) -> str:
         """The path pattern of a chunk's kept rows: the filter's, or the last stage's where there is no filter."""
-        return f"{self.folder}/{{model}}/filtered/{{chunk}}.kept.jsonl" if self.has("filter") else self.stage_input("filter")
+        return (
+            f"{self.folder}/{{model}}/filtered/{{chunk}}.kept.jsonl"
+            if self.has("filter")
+            else self.stage_input("filter")
+        )
 
     @property
     def rejected_output(self) -> list[str]:
@@ -95,8 +109,17 @@ class Plan:
 
     @property
     def pace(self) -> str:
-        """How fast to ask, as JSON: keys of `generate` whose change must not make a job run again."""
-        return json.dumps({key: self.config["generate"][key] for key in self.pace_keys if key != "concurrency"})
+        """How fast to ask: keys of `generate` whose change must not make a job run again, as `key=value,…`."""
+        generate = self.config["generate"]
+        keys = [key for key in self.pace_keys if key != "concurrency" and generate[key] is not None]
+        return ",".join(f"{key}={generate[key]:g}" for key in keys)
+
+    @property
+    def job_limits(self) -> dict[str, int]:
+        """What a generate job takes of `RATE_LIMITED`: with a rate limit, only so many jobs ask as share it."""
+        generate = self.config["generate"]
+        limited = any(generate[key] is not None for key in ("requests_per_minute", "tokens_per_minute"))
+        return {RATE_LIMITED: 1} if limited else {}
 
     @property
     def skips_bad_gold(self) -> bool:
@@ -129,11 +152,22 @@ class Plan:
         if execute["database"] is not None:
             return [Path(execute["database"])]
         folder = Path(execute["database_dir"])
-        return sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _DATABASE_ENDINGS)
+        return sorted(
+            path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _DATABASE_ENDINGS
+        )
 
     def settings(self, stage: str, without: Sequence[str] = ()) -> str:
         """Return a stage's section of the config as JSON, for a command line."""
-        return json.dumps(self.without(self.config[stage], *without), ensure_ascii=False)
+        settings = self.without(self.config[stage], *without)
+        if stage in ("score", "filter"):
+            settings["dialect"] = self.dialect
+        return json.dumps(settings, ensure_ascii=False)
+
+    @property
+    def dialect(self) -> str:
+        """The SQL dialect of the statements."""
+        clean = self.config["clean"] or {}
+        return clean.get("transpile_to") or clean.get("dialect") or "sqlite"
 
     @staticmethod
     def without(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
@@ -142,8 +176,24 @@ class Plan:
 
     def targets(self) -> list[str]:
         """Return what a run makes by default."""
-        files = ("merged.jsonl", "stats.json")
-        return [f"{self.folder}/config.yaml", *(f"{self.folder}/{model}/{name}" for model in self.models for name in files)]
+        targets = [f"{self.folder}/config.yaml", f"{self.folder}/gates.passed.json"]
+        for model in self.models:
+            targets += [f"{self.folder}/{model}/merged.jsonl", f"{self.folder}/{model}/stats.json"]
+            if self.config["export"] is not None:
+                targets.append(f"{self.folder}/{model}/export/summary.json")
+        if self.students:
+            targets.append(f"{self.folder}/score_agreement.json")
+        return targets
+
+    @property
+    def students(self) -> list[str]:
+        """The aliases of the models with `role: student`."""
+        return [alias for alias, model in self.models.items() if model["role"] == "student"]
+
+    @property
+    def teacher(self) -> str:
+        """The alias of the first model that is no student."""
+        return next(alias for alias, model in self.models.items() if model["role"] != "student")
 
     def owns(self, path: str) -> bool:
         """Say whether a path lies in this run's folder (below a module's prefix too)."""
@@ -153,7 +203,7 @@ class Plan:
         """Return what the models' own servers need (`server.resources`), the most of each kind."""
         needed: dict[str, int] = {}
         for model in self.config["models"]:
-            server = load_yaml(Path(model["config"]), "model file").get("server") or {}
+            server = load_model(Path(model["config"])).server or {}
             for name, amount in (server.get("resources") or {}).items():
                 needed[name] = max(amount, needed.get(name, 0))
         return needed
@@ -205,17 +255,30 @@ def enter_folder(plan: Plan, arguments: Sequence[str]) -> None:
     """
     found = recover(SNAKEMAKE_FOLDER, plan.owns)
     if found.locks_removed or found.outputs_removed:
-        _say(f"an earlier run here was killed: {found.locks_removed} locks and {len(found.outputs_removed)} unfinished "
-             "files removed; nothing that was answered is asked again")
+        _say(
+            f"an earlier run here was killed: {found.locks_removed} locks and {len(found.outputs_removed)} unfinished "
+            "files removed; nothing that was answered is asked again"
+        )
     for holder in found.living:
-        _say(f"another run is working in this folder ({holder.describe()}); it is respected. If you know that it is dead "
-             "and it ran on another machine, `snakemake --unlock` frees the folder")
+        _say(
+            f"another run is working in this folder ({holder.describe()}); it is respected. If you know that it is dead "
+            "and it ran on another machine, `snakemake --unlock` frees the folder"
+        )
     if not any(_LOOKING.fullmatch(argument) for argument in arguments):
         hold(SNAKEMAKE_FOLDER)
 
 
 def _say(message: str) -> None:
     print(f"potstill: {message}", file=sys.stderr)
+
+
+def write_log(plan: Plan) -> None:
+    """Merge the logs of a run's jobs into its `logs/run.log`, in time order."""
+    from potstill.reports.runlog import write_run_log
+
+    folder = Path(plan.folder) / "logs"
+    if folder.is_dir():
+        write_run_log(folder)
 
 
 def describe_results(plan: Plan, folder: Path | None = None) -> str:
@@ -227,8 +290,13 @@ def describe_results(plan: Plan, folder: Path | None = None) -> str:
         if not path.is_file():
             continue
         stats = json.loads(path.read_bytes())
-        counts = ", ".join(f"{stats[name]} {name.replace('_', ' ')}" for name in ("kept", "rejected", "failed", "not_asked"))
+        counts = ", ".join(
+            f"{stats[name]} {name.replace('_', ' ')}" for name in ("kept", "rejected", "failed", "not_asked")
+        )
         reasons = ", ".join(f"{name} {count}" for name, count in list(stats["reject_reason_counts"].items())[:6])
         lines.append(f"{alias}: {counts}" + (f" (rejected: {reasons})" if reasons else ""))
-        lines.append(f"  look at {root / alias}/: merged.jsonl, rejected.jsonl, failed.jsonl, stats.json")
+        lines.append(
+            f"  look at {root / alias}/: merged.jsonl, rejected.jsonl, failed.jsonl, stats.json, reports/, export/"
+        )
+    lines.append(f"open first: {root / 'report.html'}")
     return "\n".join(lines)

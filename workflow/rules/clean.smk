@@ -24,7 +24,7 @@ if PLAN.has("clean"):
         message:
             "Extracting statements from chunk {wildcards.chunk} of {wildcards.model}"
         shell:
-            "{PYTHON:q} {SCRIPTS:q}/clean_answers.py"
+            '"$POTSTILL_PYTHON" "$POTSTILL_SCRIPTS"/clean_answers.py'
             " --rows {input.rows:q}"
             " --output {output.rows:q}"
             " --settings {params.settings:q}"

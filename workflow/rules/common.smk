@@ -1,4 +1,4 @@
-"""What the rule files share: the plan of the run (config, chunks, models, paths) and a few helpers.
+"""What all rules have in common - the plan of the run (config, chunks, models, paths) and a few helpers.
 
 Everything that can be tested without Snakemake is in `potstill.workflow`; the names here carry it to the rules.
 """
@@ -8,9 +8,15 @@ import sys
 
 from snakemake.exceptions import WorkflowError
 
-from potstill.config.locate import workflow_root
 from potstill.errors import PotstillError
-from potstill.workflow import describe_results, enter_folder, plan_run
+from potstill.processes import announce_controller, announce_interpreter
+from potstill.workflow import (
+    RATE_LIMITED,
+    describe_results,
+    enter_folder,
+    plan_run,
+    write_log,
+)
 
 # A DAG is a graph of many objects that live to the end: looking through it for garbage again and again is in vain.
 gc.set_threshold(200_000, 20, 100)
@@ -20,14 +26,18 @@ try:
 except PotstillError as error:
     raise WorkflowError(str(error)) from None
 
+announce_controller()
+announce_interpreter()
 if workflow.is_main_process:
     enter_folder(PLAN, sys.argv[1:])
 
 RUN = PLAN.folder
-# The running interpreter, never a `python` of the PATH. Rules of a chunk call a script by `shell:`, since `script:` costs
-# each job 35 ms and the DAG a third of its time; rules with long lists of files use `script:`.
-PYTHON = sys.executable
-SCRIPTS = workflow_root() / "scripts"
+
+# With a rate limit, no more jobs ask at once than share it.
+if PLAN.job_limits:
+    workflow.global_resources.setdefault(
+        RATE_LIMITED, PLAN.config["generate"]["parallel_jobs"]
+    )
 
 
 wildcard_constraints:
@@ -42,6 +52,13 @@ def get_user_file(path):
 
 def get_model_file(wildcards):
     return get_user_file(PLAN.models[wildcards.model]["config"])
+
+
+def get_held_out(wildcards):
+    """The splits of the teacher's export, of which a student answers the held-out rows."""
+    if wildcards.model in PLAN.students:
+        return f"{RUN}/{PLAN.teacher}/export/splits.jsonl"
+    return []
 
 
 def get_chunks(pattern):

@@ -25,7 +25,7 @@ if PLAN.has("execute"):
         message:
             "Running the statements of chunk {wildcards.chunk} of {wildcards.model}"
         shell:
-            "{PYTHON:q} {SCRIPTS:q}/execute_answers.py"
+            '"$POTSTILL_PYTHON" "$POTSTILL_SCRIPTS"/execute_answers.py'
             " --rows {input.rows:q}"
             " --gold {input.gold:q}"
             " --output {output.rows:q}"

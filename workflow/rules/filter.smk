@@ -25,7 +25,7 @@ if PLAN.has("filter"):
         message:
             "Filtering chunk {wildcards.chunk} of {wildcards.model}"
         shell:
-            "{PYTHON:q} {SCRIPTS:q}/filter_answers.py"
+            '"$POTSTILL_PYTHON" "$POTSTILL_SCRIPTS"/filter_answers.py'
             " --rows {input.rows:q}"
             " --kept {output.kept:q}"
             " --rejected {output.rejected:q}"

@@ -12,6 +12,7 @@ rule generate_answers:
         model=f"{RUN}/{{model}}/model.yaml",
         gold=PLAN.gold_audit,
         summary=PLAN.pilot_summary,
+        held_out=get_held_out if PLAN.students else [],
     output:
         answered=f"{RUN}/{{model}}/generated/{{chunk}}.jsonl",
         failed=f"{RUN}/{{model}}/generated/{{chunk}}.failed.jsonl",
@@ -24,10 +25,12 @@ rule generate_answers:
         "../../environment.yml"
     threads: 1
     resources:
+        **PLAN.job_limits,
+        **PLAN.server_resources(),
+        pace=PLAN.pace,
         mem_mb=300,
         # Requests in flight: `--resources requests_in_flight=120` limits the sum over parallel jobs.
         requests_in_flight=PLAN.config["generate"]["concurrency"],
-        **PLAN.server_resources(),
     params:
         settings=PLAN.settings("generate", without=PLAN.pace_keys),
         execute=PLAN.settings("execute") if PLAN.skips_bad_gold else "null",
@@ -36,11 +39,12 @@ rule generate_answers:
     message:
         "Asking {wildcards.model} for the answers of chunk {wildcards.chunk}"
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/generate_answers.py"
+        '"$POTSTILL_PYTHON" "$POTSTILL_SCRIPTS"/generate_answers.py'
         " --rows {input.rows:q}"
         " --model {input.model:q}"
         " --gold {input.gold:q}"
         " --summary {input.summary:q}"
+        " --held-out {input.held_out:q}"
         " --answered {output.answered:q}"
         " --failed {output.failed:q}"
         " --not-asked {output.not_asked:q}"
@@ -48,7 +52,6 @@ rule generate_answers:
         " --execute {params.execute:q}"
         " --answers-dir {params.answers_dir:q}"
         " --env-file {params.env_file:q}"
-        " --run {RUN:q}"
         " --concurrency {resources.requests_in_flight:q}"
-        " --pace {PLAN.pace:q}"
+        " --pace {resources.pace:q}"
         " --log {log:q}"

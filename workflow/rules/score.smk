@@ -24,7 +24,7 @@ if PLAN.has("score"):
         message:
             "Scoring chunk {wildcards.chunk} of {wildcards.model}"
         shell:
-            "{PYTHON:q} {SCRIPTS:q}/score_answers.py"
+            '"$POTSTILL_PYTHON" "$POTSTILL_SCRIPTS"/score_answers.py'
             " --rows {input.rows:q}"
             " --output {output.rows:q}"
             " --settings {params.settings:q}"

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from potstill.answers.key import PREFIX_BYTES
 from potstill.errors import StoreError
@@ -66,8 +66,8 @@ def decode(line: bytes, where: str) -> dict[str, Any]:
     """
     if not is_intact(line):
         raise StoreError(
-            f"{where}: this record is damaged (its checksum does not fit). No crash leaves that behind: look at the disk, "
-            "then `potstill answers verify` lists all damage and `potstill answers prune --damaged` takes it out"
+            f"{where}: this record is damaged (its checksum does not fit). No crash leaves that behind: look at the "
+            "disk, then `potstill answers verify` lists all damage and `potstill answers prune --damaged` takes it out"
         )
     record: dict[str, Any] = loads(line)
     return record
@@ -117,7 +117,7 @@ class Journal:
         except OSError as error:
             with disk_errors(self.path):
                 os.ftruncate(self._descriptor, self.size)
-                raise error
+                raise OSError(error.errno, error.strerror) from error
         self.size += len(line)
         self._hints += _hint(place)
         return place
@@ -211,7 +211,7 @@ def _hinted_part(path: Path) -> tuple[int, int]:
     return count, end
 
 
-def _mend_hints(hints: Path, good: int, missing: bytes) -> None:
+def _mend_hints(hints: Path, good: int, missing: bytearray) -> None:
     with hints.open("ab") as stream:
         stream.truncate(good)
         stream.write(missing)
@@ -225,20 +225,35 @@ def _hint(place: Place) -> bytes:
 def read_hints(path: Path, start: int = 0) -> Iterator[Place]:
     """Yield the places that a journal's `.keys` file names from a byte of the journal on, up to the first torn one."""
     try:
-        data = path.with_suffix(".keys").read_bytes()
+        stream = path.with_suffix(".keys").open("rb")
     except FileNotFoundError:
         return
-    end = 0
-    for prefix, offset, length, crc in _HINT.iter_unpack(data[: len(data) - len(data) % _HINT.size]):
-        if offset != end or zlib.crc32(_HINT_HEAD.pack(prefix, offset, length)) != crc:
-            return
-        if offset >= start:
-            yield Place(prefix, offset, length)
-        end = offset + length
+    with stream:
+        stream.seek(_find_hint(stream, start) * _HINT.size)
+        end = start
+        while block := stream.read(_HINT.size * 4096):
+            for prefix, offset, length, crc in _HINT.iter_unpack(block[: len(block) - len(block) % _HINT.size]):
+                if offset != end or zlib.crc32(_HINT_HEAD.pack(prefix, offset, length)) != crc:
+                    return
+                yield Place(prefix, offset, length)
+                end = offset + length
+
+
+def _find_hint(stream: IO[bytes], start: int) -> int:
+    """Return the number of the first hint that points at a byte or beyond, by halving: hints are in order."""
+    low, high = 0, stream.seek(0, os.SEEK_END) // _HINT.size
+    while low < high:
+        middle = (low + high) // 2
+        stream.seek(middle * _HINT.size)
+        if _HINT.unpack(stream.read(_HINT.size))[1] < start:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def places(path: Path, start: int) -> Iterator[Place]:
-    """Yield where each record stands from a byte on: by the hints as far as they reach, then by the lines themselves."""
+    """Yield where each record stands from a byte on: by the hints as far as they reach, then by the lines."""
     end = start
     for place in read_hints(path, start):
         end = place.offset + place.length
@@ -272,7 +287,7 @@ def _key_at(line: bytes) -> slice:
 
 
 def _is_lost_tail(line: bytes, stream: Any) -> bool:
-    """Return whether a bad line is the end of a file whose last blocks a power cut kept from the disk (they are NUL)."""
+    """Return whether a bad line is the end of a file whose last blocks a power cut took (they read as NUL)."""
     return b"\0" in line and not any(is_intact(rest) for rest in stream)
 
 

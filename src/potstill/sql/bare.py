@@ -8,13 +8,20 @@ by its terminator, else by the longest part that parses.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
-from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, statement_at, unfinished
-from potstill.sql.syntax import check_syntax
+from potstill.sql.scan import BLANKS, TERMINATORS, first_keyword, statement_at, unfinished, words
+from potstill.sql.syntax import MAX_CHECKED_CHARS, check_syntax
 
 #: How much of a text may be scanned in all, so that a hostile one ends: characters, beyond twice its length.
-_BUDGET = 600_000
+_BUDGET = 40_000
+#: A statement is looked for in so many characters first; only a longer one costs a look at the whole text.
+_WINDOW = 4000
+#: Where a text was too much to be scanned whole, its end is: the last statement is the answer.
+_TAIL = 20_000
+_MAX_COMMENT_LINES = 60
 
 _OTHER = (
     r"EXPLAIN\s+(?:QUERY\s+PLAN\s+|ANALYZE\s+|VERBOSE\s+|\([^()]{1,60}\)\s*)*(?:SELECT|WITH|VALUES|INSERT|UPDATE|DELETE)\b|"
@@ -42,6 +49,11 @@ _FROM = re.compile(r"\bFROM\b", re.IGNORECASE)
 _EXPRESSION = re.compile(r"[\d*('\"=+]")
 _OPERATOR = re.compile(r"[=<>*('\",`]|\.\w|\bJOIN\b")
 
+_LABEL_OR_BOLD = re.compile(r"\w:\s|\*\*[\w ]|[\w ]\*\*|`\s+\w+\s+\w+\s")
+_DOTS = re.compile(r"(?:\.\.\.|…)(?!>)")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
+#: Arrows, signs and pictures that close a sentence.
+_SYMBOLS = re.compile(r"[\s\u2190-\u2bff\ufe0f\U0001f000-\U0001faff]+\Z")
 _STRONG_OPERATOR = re.compile(r"[=<>*(]|\.\w")
 _UPPER_CLAUSE = re.compile(r"\ASELECT\b(?=.*\b(?:FROM|FORM|WHERE|JOIN|GROUP BY|ORDER BY|LIMIT)\b)", re.DOTALL)
 #: Full-width punctuation as the ASCII it stands for, blanks of other scripts as blanks; nothing changes its place.
@@ -54,16 +66,16 @@ SAME_LENGTH = str.maketrans(
     }
 )
 
-# What may stand before a statement on its line and leave it code.
-_BEFORE = re.compile(
-    r"(?:[\s>*_#|-]|\d+[.)]\s|[\w/&’' ()\"*-]{0,60}[:：=>→]\s*\**\s*|[`\"'“‘「『(（《【]+|\bsqlite3?>|[.。!！?？,，;；]\s+)*",
-    re.UNICODE,
-)
 _ENDS_AS_CODE = re.compile(r"(?:[:：`\"'“‘「『(（>=→*|#。．.!！?？，,;；…】」)-]|[\u3040-\u9fff])\s*\Z")
+_WORDS_OF_BOTH = words(
+    "WITH FOR AND OR AS IN IS NOT ON THEN WHEN LIKE END USING FROM ALL LEFT RIGHT BETWEEN",
+)
+#: How a statement goes on behind a line break. Words of English count in one case only: `With this, …` is prose.
+_BOTH_CASES = "|".join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BOTH)])
 _CONTINUES = re.compile(
-    r"\s*(?:FROM|WHERE|GROUP|ORDER|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|LEFT|RIGHT|FULL|INNER|OUTER|CROSS|"
-    r"NATURAL|ON|AND|OR|SELECT|AS|WHEN|THEN|ELSE|END|CASE|USING|WINDOW|VALUES|BETWEEN|IN|NOT|LIKE|IS|FETCH|FOR|WITH)\b"
-    r"|\s*[),;(]|\s*--|\s*/\*",
+    r"\s*(?:(?:WHERE|GROUP|ORDER|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|"
+    rf"ELSE|CASE|WINDOW|VALUES|FETCH)\b|(?-i:{_BOTH_CASES})\b"
+    r"|[),;]|\((?=\s*(?:SELECT|WITH|VALUES|[('\d]))|--|/\*)",
     re.IGNORECASE,
 )
 _PROSE_WORDS = (
@@ -73,28 +85,31 @@ _PROSE_WORDS = (
 )
 #: A line that is prose or markup, if what stands before it is complete.
 _PROSE_LINE = re.compile(
-    rf"\n[ \t]*(?=[\u3000-\u303f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uff08【✅✓☑⚠👉💡🔍📝]|#{{1,6}}[ \t]|\||[+][-=+]{{2,}}|"
-    rf"[-=_*]{{3,}}[ \t]*\r?$|\*\*[\w\u4e00-\u9fff]|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|```|~~~|</?[A-Za-z]|>|\[\(|"
-    rf"(?-i:[A-Z])[\w()/' ]{{0,40}}[:：](?!:)(?:\s|$)|(?-i:SQLResult|Explanation|Question|Human|User|Assistant)\b|"
+    rf"\n[ \t]*(?="
+    rf"[^\x00-\x7f]|#{{1,6}}[ \t]|\||[+][-=+]{{2,}}|[-=_*]{{3,}}[ \t]*\r?$|\*\*\w|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|"
+    rf"``+|`[ \t]*\r?$|~~~|</?[A-Za-z]|>|\[\(|"
+    rf"[A-Za-z][\w()/' ]{{0,40}}[:：](?!:)(?:\s|$)|(?-i:SQL|EOF|EOS)[ \t]*\r?$|"
+    rf"(?-i:SQLResult|Explanation|Question|Human|User|Assistant)\b|(?-i:{_PROSE_WORDS})\b[ ,]|"
     rf"(?!(?:FROM|WHERE|GROUP|ORDER|LIMIT|AND|OR|JOIN|UNION)\b)[^\n]{{1,200}}\n[ \t]*[-+|=][-+|= \t]{{2,}}\r?$|"
-    rf"\(?\d+ rows?\b|(?-i:{_PROSE_WORDS})\b[ ,]|\\[gG]\b|(?-i:GO)[ \t]*\r?$|/[ \t]*\r?$|\.[a-z]+\b|Query OK|Time:|"
+    rf"\(?\d+ rows?\b|\\[gG]\b|(?-i:GO)[ \t]*\r?$|/[ \t]*\r?$|\.[a-z]+\b|Query OK|Time:|"
     rf"(?:sqlite|mysql|postgres|[\w-]+=[>#]|\$)[>#]?[ \t])",
     re.IGNORECASE | re.MULTILINE,
 )
 _PARAGRAPH = re.compile(r"\r?\n[ \t]*\r?\n\s*")
 _RESTART = re.compile(r"\n[ \t]*(?=(?:SELECT|WITH\s+\w+\s+AS\s*\()(?!\w))", re.IGNORECASE)
-_EXPECTS_QUERY = re.compile(
-    r"(?:\(|,|\b(?:UNION|ALL|EXCEPT|INTERSECT|MINUS|AS|IN|EXISTS|ANY|SOME|INTO|EXPLAIN|PLAN|DISTINCT|FOR)|\)|[=<>])\s*"
-    r"(?:--[^\n]*\s*|/\*[^*]*\*/\s*)*\Z",
-    re.IGNORECASE,
+#: A query is part of the statement when one of these stands before it.
+_EXPECTING = frozenset(
+    ("UNION ALL EXCEPT INTERSECT MINUS AS IN EXISTS ANY SOME INTO EXPLAIN PLAN DISTINCT FOR ANALYZE VERBOSE").split()  # noqa: SIM905 - read as a sentence
 )
 _STOP_WORDS = frozenset(
-    "this that which the it to returns return will gives give here note and with for as because since so then is in by "
-    "would should where explanation output result query if".split()
+    words(
+        "this that which the it to returns return will gives give here note and with for as because since so then",
+        "is in by would should where explanation output result query if",
+    )
 )
 _PROSE_TOKENS = re.compile(
-    r"\b(?:this|that|which|the|returns?|will|query|it|to|of|because|since|result|above|here|an?|each|gets?|finds?|should|"
-    r"would|so|i|we|you|your|gives?|please|if|need)\b",
+    r"\b(?:this|that|which|the|returns?|will|query|it|to|of|because|since|result|above|here|each|gets?|finds?|should|"
+    r"would|so|we|you|your|gives?|please|if|need)\b",
     re.IGNORECASE,
 )
 _CJK = re.compile(r"[\u3000-\u303f\u3040-\u30ff\u3400-\u9fff\uff01-\uff5e]")
@@ -104,9 +119,12 @@ _DANGLING = re.compile(
     r"WHEN|THEN|ELSE|IS|SET|USING|OVER|INNER|LEFT|GROUP|ORDER|WITH|INTERSECT|EXCEPT|OUTER|CROSS))\s*\Z",
     re.IGNORECASE,
 )
+_BROKEN_END = re.compile(r"(?P<last>[A-Za-z]'[A-Za-z][^\n]*['\")\w])[ \t]*[;；][ \t]*(?:\r?\n|\Z)")
+#: A quote that ends a text, after one within a word: not cut off, but quoted wrongly.
+_MISQUOTED = re.compile(r"[A-Za-z]'[A-Za-z][^\n]*['\"]\Z")
 _META_TAIL = re.compile(r"\s*\\[gG]\s*\Z")
 _PROMPT = re.compile(
-    r"^[ \t]*(?:sqlite>|mysql>|MariaDB \[[^\]]*\]>|[\w-]+=[>#]|duckdb>|D|SQL>|>>>|>)[ \t]+(?=\S)", re.MULTILINE
+    r"^[ \t]*(?:sqlite>|mysql>|MariaDB \[[^\]]*\]>|[\w-]+=[>#]|duckdb>|D|SQL>|\d+>|>>>|>)[ \t]+(?=\S)", re.MULTILINE
 )
 _PROMPT_GO_ON = re.compile(r"^[ \t]*(?:\.\.\.>|->|[\w-]+[-('][>#]|\d+>|·|‣|\.\.\.)[ \t]?", re.MULTILINE)
 
@@ -149,10 +167,19 @@ def find_statements(text: str, dialect: str) -> list[Found]:
         text: An answer or a part of one, without fences.
         dialect: A name as sqlglot knows it.
     """
+    found, position = _search(text, 0, dialect)
+    if position < len(text) - _TAIL:
+        found += _search(text, len(text) - _TAIL, dialect)[0]
+    return found
+
+
+def _search(text: str, position: int, dialect: str) -> tuple[list[Found], int]:
+    """Return the statements from a position on, and how far the search came before it had cost too much."""
     found: list[Found] = []
     budget = 2 * len(text) + _BUDGET
-    position = 0
-    while budget > 0 and (match := _BEGIN.search(text, position)):
+    while match := _BEGIN.search(text, position):
+        if budget <= 0:
+            return found, match.start()
         if match.lastgroup == "comment":
             position = match.end()
             continue
@@ -163,7 +190,7 @@ def find_statements(text: str, dialect: str) -> list[Found]:
             continue
         found.append(candidate)
         position = max(candidate.end, match.end())
-    return found
+    return found, len(text)
 
 
 def _candidate(text: str, match: re.Match[str], dialect: str) -> tuple[Found | None, int]:
@@ -179,13 +206,12 @@ def _candidate(text: str, match: re.Match[str], dialect: str) -> tuple[Found | N
         start -= len(opening) - opening.index("(")
     wrapped = _unwrap(text, start, dialect)
     if wrapped is not None:
-        stop, goes_on = wrapped
-        end = _End(stop, goes_on, False, True)
+        end, cost = wrapped, wrapped.goes_on - start
     else:
-        end = _find_end(text, start, dialect, inner=_is_inner(text, start))
+        end, cost = _find_end(text, start, dialect, inner=_is_inner(text, start))
     start = _with_comments(text, _with_parentheses(text, start, end.stop))
     sql = text[start : end.stop]
-    cost = end.goes_on - start + 1
+    cost += 200
     if not _plausible(sql, rank, end, verb=verb):
         return None, cost
     return Found(sql, start, end.goes_on, not verb, rank, end.truncated, end.checked), cost
@@ -234,13 +260,15 @@ def _with_comments(text: str, start: int) -> int:
     line = text.rfind("\n", 0, start) + 1
     if text[line:start].strip():
         return start
-    while line > 0:
+    for _ in range(_MAX_COMMENT_LINES):
+        if line == 0:
+            break
         above = text.rfind("\n", 0, line - 1) + 1
         content = text[above : line - 1].strip()
         if content.startswith("--") and not content.startswith("---"):
             line = start = above + len(text[above:line]) - len(text[above:line].lstrip())
             line = above
-        elif content.endswith("*/") and (opening := text.rfind("/*", 0, line)) >= 0:
+        elif content.endswith("*/") and (opening := text.rfind("/*", max(0, line - _WINDOW), line)) >= 0:
             first = text.rfind("\n", 0, opening) + 1
             if text[first:opening].strip():
                 break
@@ -253,8 +281,8 @@ def _with_comments(text: str, start: int) -> int:
 _CLOSING_MARKS = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "「": "」", "『": "』", "《": "》", "«": "»"}
 
 
-def _unwrap(text: str, start: int, dialect: str) -> tuple[int, int] | None:
-    """Return end and continuation of a statement in quotes or code marks; None when it is in none."""
+def _unwrap(text: str, start: int, dialect: str) -> _End | None:
+    """Return the end of a statement in quotes or code marks; None when it is in none."""
     mark = text[start - 1 : start]
     closing = _CLOSING_MARKS.get(mark)
     if closing is None or text[start - 2 : start - 1].isalnum():
@@ -269,29 +297,56 @@ def _unwrap(text: str, start: int, dialect: str) -> tuple[int, int] | None:
             break
         ends.append(position)
         position += len(closing)
-    for end in ends if mark == "`" else [*ends]:
+    for end in ends:
         sql = text[start:end].rstrip(TERMINATORS + BLANKS)
+        if mark == "`" and re.search(r"`\s[^`]*`|`[^`]*\s`", sql):
+            continue  # what lies between two code spans is no quoted name
         if check_syntax(sql, dialect).kind == "yes" and not unfinished(sql):
-            return start + len(sql), end + len(closing)
+            return _End(start + len(sql), end + len(closing), False, True)
+    if ends and mark == "`" and "\n" not in text[start : ends[0]]:
+        return _End(ends[0], ends[0] + len(closing), False, False)
     return None
 
 
-def _find_end(text: str, start: int, dialect: str, *, inner: bool) -> _End:
-    """Decide where a statement ends that begins at `start`."""
+def _find_end(text: str, start: int, dialect: str, *, inner: bool) -> tuple[_End, int]:
+    """Decide where a statement ends that begins at `start`, and say how many characters were looked at."""
+    if len(text) - start > _WINDOW:
+        window = text[start : start + _WINDOW]
+        end = _end_in(window, 0, dialect, inner=inner)
+        if end.goes_on < len(window):
+            return _End(start + end.stop, start + end.goes_on, end.truncated, end.checked), _WINDOW
+    return _end_in(text, start, dialect, inner=inner), len(text) - start
+
+
+def _end_in(text: str, start: int, dialect: str, *, inner: bool) -> _End:
     statement = statement_at(text, start, dialect=dialect)
     limit = _closing_parenthesis(text, start, statement.limit) if inner else statement.limit
-    region_stop = min(statement.end, limit)
-    region = text[start:region_stop]
-    terminated = limit < len(text)
+    limit = min(limit, _markup(text, start, limit))
+    region = text[start:limit].rstrip(BLANKS)
+    region_stop = start + len(region)
+    terminated = limit < len(text) and text[limit] in TERMINATORS
     single_line = "\n" not in region
     if terminated and single_line and region.isascii() and len(region) < 2000:
         verdict = check_syntax(region, dialect)
         if verdict.kind == "yes":
             return _End(region_stop, limit + 1, False, True)
-    cut = _prose_cut(region, dialect)
+    cut = _prose_cut(region[:MAX_CHECKED_CHARS], dialect)
     if cut is not None:
         return _End(start + cut, start + cut, False, True)
     return _judge_region(text, start, region, limit, dialect, statement.unfinished)
+
+
+def _markup(text: str, start: int, limit: int) -> int:
+    """Return where a closing HTML tag, or the next cell of a table, ends a statement before its own end."""
+    ends = [
+        match.start() for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]|\[\^").finditer(text, start, limit), 5)
+    ]
+    if _line_before(text, start).lstrip().startswith("|"):
+        ends += [match.start() for match in islice(re.compile(r"(?<!\|)\|(?!\|)").finditer(text, start, limit), 20)]
+    for end in sorted(ends):
+        if unfinished(text[start:end]) not in ("literal", "comment"):
+            return end
+    return limit
 
 
 def _closing_parenthesis(text: str, start: int, limit: int) -> int:
@@ -307,30 +362,66 @@ def _prose_cut(region: str, dialect: str) -> int | None:
     """Return where prose begins, at the first line or paragraph that is prose behind something complete."""
     if "\n" not in region:
         return None
-    for number, boundary in enumerate(_boundaries(region)):
-        if number > 40:
-            break
+    for boundary in _boundaries(region):
         head = region[:boundary].rstrip(BLANKS)
         if check_syntax(head, dialect).kind == "yes" and _complete(head):
             return len(head)
     return None
 
 
+#: Of more places where prose may begin than this the first are tried.
+_MAX_BOUNDARIES = 40
+
+
 def _boundaries(region: str) -> list[int]:
-    places = {match.start() for match in _PROSE_LINE.finditer(region)}
-    places.update(match.start() for match in _PARAGRAPH.finditer(region) if not _CONTINUES.match(region, match.end()))
-    places.update(_restarts(region))
-    return sorted(places)
+    lines = (match.start() for match in _PROSE_LINE.finditer(region))
+    paragraphs = (match.start() for match in _PARAGRAPH.finditer(region) if not _CONTINUES.match(region, match.end()))
+    places = {place for places in (lines, paragraphs, _restarts(region)) for place in islice(places, _MAX_BOUNDARIES)}
+    return sorted(places)[:_MAX_BOUNDARIES]
 
 
-def _restarts(region: str) -> list[int]:
-    """Return where a new statement begins on a line of its own, though the one before it has no terminator."""
-    return [match.start() for match in _RESTART.finditer(region) if not _EXPECTS_QUERY.search(region[:match.start()][-200:])]
+def _restarts(region: str) -> Iterator[int]:
+    """Yield where a new statement begins on a line of its own, though the one before it has no terminator."""
+    # `WITH x AS (…)` and `INSERT INTO t (…)` go on with a query behind a parenthesis, a SELECT does not.
+    expecting = "(,=<>" if first_keyword(region) == "SELECT" else "(,)=<>"
+    for match in islice(_RESTART.finditer(region), 5 * _MAX_BOUNDARIES):
+        if not _expects_query(region[max(0, match.start() - 300) : match.start()], expecting):
+            yield match.start()
+
+
+def _expects_query(before: str, signs: str) -> bool:
+    """Say whether what stands before a query makes it a part: a set operator, an opening parenthesis, a comma."""
+    for line in reversed(before.splitlines()[-8:]):
+        code = line.partition("--")[0].rstrip()
+        if code.endswith("*/"):
+            code = code[: code.rfind("/*")].rstrip() if "/*" in code else ""
+        if code:
+            return code[-1] in signs or code.split()[-1].upper() in _EXPECTING
+    return False
+
+
+_SQL_LINES = re.compile(
+    r"[^\n]*(?:\n[ \t]*(?:FROM|WHERE|GROUP BY|ORDER BY|HAVING|LIMIT|JOIN|LEFT JOIN|INNER JOIN|LEFT OUTER JOIN|"
+    r"CROSS JOIN|AND|OR|ON|UNION|UNION ALL|INTERSECT|EXCEPT)\b[^\n]*)*+\Z"
+)
+
+
+def lines_begin_as_sql(sql: str) -> bool:
+    """Say whether each line but the first begins with a word of SQL that no sentence begins with."""
+    return _SQL_LINES.match(sql) is not None
+
+
+def may_begin(text: str) -> bool:
+    """Say whether a statement may begin somewhere in a text."""
+    return any(
+        match.lastgroup != "comment" and (match.group("verb") or _begins_query(text, match.start()))
+        for match in _BEGIN.finditer(text)
+    )
 
 
 def has_boundaries(sql: str) -> bool:
     """Say whether prose, or another statement, may begin at one of the lines of a text."""
-    return bool(_PROSE_LINE.search(sql) or _PARAGRAPH.search(sql) or _restarts(sql))
+    return bool(_PROSE_LINE.search(sql) or _PARAGRAPH.search(sql) or next(_restarts(sql), None))
 
 
 def _complete(head: str) -> bool:
@@ -339,9 +430,11 @@ def _complete(head: str) -> bool:
 
 
 def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, left_open: str) -> _End:
-    terminated = limit < len(text)
+    terminated = limit < len(text) and text[limit] in TERMINATORS
     goes_on = limit + 1 if terminated else limit
     region = _META_TAIL.sub("", region)
+    if not terminated and not region.isascii():
+        region = _SYMBOLS.sub("", region)
     if not terminated and region.endswith("."):
         region = region[:-1]
     whole = _End(start + len(region), goes_on, False, False)
@@ -352,9 +445,14 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
             whole = _End(start + len(region), goes_on, False, False)
         region = region.translate(SAME_LENGTH)
     verdict = check_syntax(region, dialect)
-    if verdict.kind != "yes" and (restarts := _restarts(region)):
-        region = region[: restarts[0]]
-        return _End(start + len(region.rstrip(BLANKS)), start + len(region), False, False)
+    if verdict.kind != "yes" and (broken := _BROKEN_END.search(text, start, limit + 1)):
+        # `'it's';`: a quote too much, which the model did not double. The statement ends where the line does.
+        return _End(broken.end("last"), broken.end(), False, False)
+    restart = next(_restarts(region), None) if verdict.kind != "yes" else None
+    if restart is not None:
+        region = region[:restart].rstrip(BLANKS)
+        whole, terminated, left_open = _End(start + len(region), start + restart, False, False), True, ""
+        verdict = check_syntax(region, dialect)
     if verdict.kind == "yes":
         stop = len(region) if terminated else _trim_words(region, dialect)
         return whole._replace(stop=start + stop, checked=True)
@@ -362,6 +460,8 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
         head = _longest_head(region, verdict.token, dialect)
         if head is not None:
             return _End(start + head, start + head, False, True)
+    if left_open == "literal" and _MISQUOTED.search(region[-400:]):
+        return whole
     if left_open or verdict.kind == "incomplete" or _DANGLING.search(region[-20:]):
         return whole._replace(truncated=not terminated)
     return whole
@@ -369,7 +469,7 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
 
 def _sentence_end(region: str, *, terminated: bool) -> int | None:
     """Return where a Chinese or Japanese sentence ends that a statement is part of, outside its literals."""
-    for match in _CJK_SENTENCE.finditer(region):
+    for match in islice(_CJK_SENTENCE.finditer(region), 20):
         if (match.group() == "，" and terminated) or unfinished(region[: match.start()]) in ("literal", "comment"):
             continue
         return match.start()
@@ -380,28 +480,52 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
     """Return the length of the longest head that parses, if what is left looks like prose."""
     if not token:
         return None
-    best = None
     position = region.find(token)
+    line = region.rfind("\n", 0, position)
+    if line > 0 and _is_prose_line(region[line + 1 :]):
+        head = region[:line].rstrip(BLANKS)
+        if check_syntax(head, dialect).kind == "yes" and _complete(head):
+            return len(head)
+    best = None
     for _ in range(30):
         if position < 0:
             break
         head = region[:position].rstrip(BLANKS + '.。,，:：!?`*"”')
-        if best is None or len(head) > best:
-            if check_syntax(head, dialect).kind == "yes" and _complete(head):
-                best = len(head)
+        longer = best is None or len(head) > best
+        if longer and check_syntax(head, dialect).kind == "yes" and _complete(head):
+            best = len(head)
         position = region.find(token, position + max(1, len(token)))
+    if best is None:
+        best = _before_remark(region, token, dialect)
     if best is None:
         return None
     best = _trim_words(region[:best], dialect)
-    return best if _is_prose(region[best:]) else None
+    return best if _is_prose(region[best:], upper="FROM" in region[:best]) else None
 
 
-def _is_prose(rest: str) -> bool:
-    """Say whether what follows a statement is words of a sentence, not the rest of a broken statement."""
+def _before_remark(region: str, token: str, dialect: str) -> int | None:
+    """Return the length of what stands before a remark in parentheses: `FROM t (this returns …)`."""
+    head = region[: max(0, region.rfind("(", 0, region.find(token)))].rstrip(BLANKS)
+    return len(head) if head and check_syntax(head, dialect).kind == "yes" and _complete(head) else None
+
+
+def _is_prose_line(rest: str) -> bool:
+    """Say whether a line is a sentence: three words or more, nothing of SQL in it."""
+    line = rest.split("\n", 1)[0]
+    return len(line.split()) >= 3 and not _STRONG_OPERATOR.search(line) and not _CONTINUES.match(line)
+
+
+def _is_prose(rest: str, *, upper: bool) -> bool:
+    """Say whether what follows a statement is words of a sentence, not the rest of a broken statement.
+
+    Args:
+        rest: What follows.
+        upper: Whether the statement has its keywords in capitals: a lower-case `where` on a new line is English then.
+    """
     if _CJK.search(rest[:80]) or not rest.strip(" .`*\"'”’)!\r\n\t"):
         return True
     if "\n" in rest[: len(rest) - len(rest.lstrip())]:
-        return not _CONTINUES.match(rest)
+        return not _CONTINUES.match(rest) or (upper and rest.lstrip()[:1].islower())
     words = len(_PROSE_TOKENS.findall(rest[:300]))
     return words >= 2 or (words == 1 and not _OPERATOR.search(rest[:100]))
 
@@ -429,12 +553,18 @@ def _trim_words(head: str, dialect: str) -> int:
 
 def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
     """Say whether a candidate is SQL: a keyword alone, or a sentence that begins with one, is not."""
+    if has_placeholder(sql):
+        return False
     if verb:
         return end.checked or sql.isupper() or sql[:6].isupper() or end.goes_on > end.stop
-    if first_keyword(sql) != "SELECT":
-        return True
+    word = first_keyword(sql)
+    if word != "SELECT":
+        # `the values (1, 2)` is prose.
+        return word == "WITH" or rank == 2 or "VALUES" in sql
     upper = "SELECT" in sql[: sql.upper().find("SELECT") + 6] or rank == 2
     has_from = _FROM.search(sql) is not None
+    if not end.checked and _is_prosy(sql):
+        return False
     if not end.checked and rank == 2 and _UPPER_CLAUSE.search(sql):
         return True
     if not has_from and not (_EXPRESSION.search(sql) and (end.checked or end.truncated)):
@@ -442,6 +572,17 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
     if end.checked:
         return upper or (_OPERATOR.search(sql) is not None and has_from)
     return rank == 2 and (sql[:6].isupper() or _STRONG_OPERATOR.search(sql) is not None)
+
+
+def _is_prosy(sql: str) -> bool:
+    """Say whether a text that does not parse reads as a sentence or a list: `SELECT name: the column to return`."""
+    code = _QUOTED.sub("''", sql)
+    return _LABEL_OR_BOLD.search(code) is not None or len(_PROSE_TOKENS.findall(code)) >= 3
+
+
+def has_placeholder(sql: str) -> bool:
+    """Say whether a text is a pattern of a statement: dots stand where something should (`SELECT ... FROM ...`)."""
+    return ("..." in sql or "…" in sql) and _DOTS.search(_QUOTED.sub("''", sql)) is not None
 
 
 def reads_as_query(sql: str) -> bool:
@@ -462,4 +603,7 @@ def strip_prompts(text: str) -> str:
 
 def is_truncated(sql: str, dialect: str) -> bool:
     """Say whether a statement was cut off: something is open at its end, or a word that must be followed."""
-    return bool(unfinished(sql, dialect=dialect)) or _DANGLING.search(sql[-20:]) is not None
+    left_open = unfinished(sql, dialect=dialect)
+    if left_open == "literal" and _MISQUOTED.search(sql[-400:]):
+        return False
+    return bool(left_open) or _DANGLING.search(sql[-20:]) is not None

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from potstill.sql.reasoning import is_quoted
-from potstill.sql.scan import QUERY_WORDS, first_keyword
+from potstill.sql.repairs import unescape
+from potstill.sql.scan import QUERY_WORDS, first_keyword, words
 
 #: Tries `text`, gives the statement in it or None.
 Reader = Callable[[str], str | None]
@@ -25,20 +26,23 @@ _TAG_OPEN = re.compile(
     r"<\|begin_of_(?P<part>solution|answer|sql|code|box)\|>|<<(?P<angle>SQL|ANSWER)>>|<!\[(?P<cdata>CDATA)\[",
     re.IGNORECASE,
 )
+_PARTIAL_TAG = re.compile(r"</?\w*\Z")
 _BOXED = re.compile(r"\\boxed\s*\{")
 _LATEX_TEXT = re.compile(r"\s*\\(?:text|texttt|mathtt|verb)\s*\{(.*)\}\s*\Z", re.DOTALL)
 
 #: JSON keys that may hold the statement, the most telling first.
-_KEYS = (
-    "final_sql", "sql", "sql_query", "sqlquery", "final_query", "query", "sql_statement", "statement", "generated_sql",
-    "final_answer", "final", "answer", "output", "response", "result", "code", "content", "text", "arguments", "parameters",
-    "input", "function", "tool_input", "data", "value",
-)  # fmt: skip
+_KEYS = words(
+    "final_sql sql sql_query sqlquery final_query query sql_statement statement generated_sql final_answer",
+    "final answer output response result code content text arguments parameters input function tool_input data",
+    "value",
+)
 _RANK = {key: rank for rank, key in enumerate(_KEYS)}
 #: Keys whose value is never the answer, whatever it looks like.
 _SIDE_KEYS = frozenset(
-    "reasoning thought thoughts thinking explanation analysis rationale comment comments notes note plan steps draft "
-    "question schema error alternatives original wrong rejected".split()
+    words(
+        "reasoning thought thoughts thinking explanation analysis rationale comment comments notes note plan steps",
+        "draft question schema error alternatives original wrong rejected",
+    )
 )
 _JSON_START = re.compile(r"\{\s*[\"']|\[\s*[\"'{\[]")
 _KEY_VALUE = re.compile(
@@ -53,8 +57,8 @@ _STRING_START = re.compile(
 _MAX_CODE_CHARS = 60_000
 
 
-def in_tags(text: str, read: Reader) -> str | None:
-    """Return the statement in the last tag (`<answer>`, `<sql>`, `\\boxed{}` …) that holds one."""
+def in_tags(text: str, read: Reader, *, at_most: int) -> str | None:
+    r"""Return the statement in the last tag (`<answer>`, `<sql>`, `\boxed{}` …) that holds one."""
     if "\\boxed" in text:
         for match in reversed(list(_BOXED.finditer(text))[-20:]):
             found = read(_boxed(text, match.end()))
@@ -62,8 +66,9 @@ def in_tags(text: str, read: Reader) -> str | None:
                 return found
     if "<" not in text and "[" not in text:
         return None
-    opens = [match for match in _TAG_OPEN.finditer(text) if not is_quoted(text, match.start(), match.end())]
-    for match in reversed(opens[-20:]):
+    opens = list(_TAG_OPEN.finditer(text))[-100:]
+    opens = [match for match in opens if not is_quoted(text, match.start(), match.end())]
+    for match in reversed(opens[-at_most:]):
         found = read(_tag_content(text, match))
         if found:
             return found
@@ -84,7 +89,7 @@ def _tag_content(text: str, opening: re.Match[str]) -> str:
         if not is_quoted(text, closing.start(), closing.end()):
             return text[opening.end() : closing.start()]
     # `[Answer]` alone may be a column's name.
-    return "" if kind == "square" else text[opening.end() :]
+    return "" if kind == "square" else _PARTIAL_TAG.sub("", text[opening.end() :])
 
 
 def _boxed(text: str, start: int) -> str:
@@ -156,6 +161,8 @@ def in_value(value: Any, read: Reader, depth: int = 0) -> str | None:
     if isinstance(value, str):
         return read(value) if value else None
     if isinstance(value, list):
+        if len(value) > 1 and all(isinstance(item, str) for item in value) and not any(map(_is_query, value[1:])):
+            return read("\n".join(value))  # the lines of one statement
         return _first(in_value(item, read, depth + 1) for item in reversed(value[-50:]))
     if isinstance(value, dict):
         names = sorted((name for name in value if _usable(name)), key=lambda name: _RANK.get(_plain(name), len(_KEYS)))
@@ -183,23 +190,15 @@ def _in_member(name: Any, value: Any, read: Reader, depth: int) -> str | None:
 
 def _in_broken_json(text: str, read: Reader) -> str | None:
     """Read the member of a JSON text that does not decode: cut off, or with bare quotes inside."""
-    found = [item for item in _KEY_VALUE.finditer(text) if not is_quoted(text, item.start(), item.start() + 1)]
-    if not found:
+    found = list(_KEY_VALUE.finditer(text))[-50:]
+    match = next((item for item in reversed(found) if not is_quoted(text, item.start(), item.start() + 1)), None)
+    if match is None:
         return None
-    match = found[-1]
     quote = match.group("quote")
     rest = text[match.end() :]
     end = re.search(rf"""{quote}\s*(?:,\s*["'][\w ]+["']\s*:|\}}|\]\s*\}})""", rest)
     raw = rest[: end.start()] if end else rest.rstrip().rstrip("`").rstrip("}\n ").removesuffix(quote)
     return read(unescape(raw))
-
-
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "\\": "\\", "/": "/", "`": "`"}
-
-
-def unescape(text: str) -> str:
-    """Replace the escapes of a JSON or program string."""
-    return re.sub(r"\\([nrt\"'\\/`])", lambda match: _ESCAPES[match.group(1)], text)
 
 
 def in_code(text: str, read: Reader) -> str | None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
-from potstill.sql.scan import QUERY_WORDS, first_keyword, unfinished
+from potstill.sql.reasoning import is_quoted
+from potstill.sql.scan import QUERY_WORDS, first_keyword, unfinished, words
 
 #: Words behind a fence that name SQL; a label with more to it (`sql title="x"`) begins with one of them.
 SQL_LABELS = frozenset(
-    "sql sqlite sqlite3 postgresql postgres psql pgsql plpgsql mysql mariadb tsql t-sql plsql pl/sql duckdb snowflake "
-    "bigquery oracle hive spark sparksql ansi-sql mssql presto trino redshift clickhouse query sqlquery".split()
+    words(
+        "sql sqlite sqlite3 postgresql postgres psql pgsql plpgsql mysql mariadb tsql t-sql plsql pl/sql duckdb",
+        "snowflake bigquery oracle hive spark sparksql ansi-sql mssql presto trino redshift clickhouse query",
+        "sqlquery",
+    )
 )
 #: Labels that say nothing about what is inside.
 NEUTRAL_LABELS = frozenset(
@@ -19,11 +24,14 @@ NEUTRAL_LABELS = frozenset(
 )
 #: Labels of programs that may carry a statement in a string.
 PROGRAM_LABELS = frozenset(
-    "python py python3 ipython javascript js typescript ts java kotlin scala go golang rust ruby php c csharp c# cs r "
-    "bash sh shell zsh console terminal powershell cmd cpp c++ jinja jinja2 yaml yml xml html".split()
+    words(
+        "python py python3 ipython javascript js typescript ts java kotlin scala go golang rust ruby php c csharp",
+        "c# cs r bash sh shell zsh console terminal powershell cmd cpp c++ jinja jinja2 yaml yml xml html",
+    )
 )
 JSON_LABELS = frozenset(["json", "jsonc", "json5", "jsonl"])
 
+_BACKTICKS = re.compile(r"```+(?P<tilde>)?")
 _FENCE = re.compile(r"`{3,}|^[ \t>*+-]*(?P<tilde>~{3,})", re.MULTILINE)
 _LABEL = re.compile(r"[ \t]*\{?\.?(?P<label>[A-Za-z][\w+#./-]*)?")
 _GLUED = re.compile(r"(?P<label>sql|sqlite|sqlite3|postgresql|mysql)(?=SELECT\b|WITH\b|VALUES\b)", re.IGNORECASE)
@@ -70,14 +78,17 @@ def find_blocks(text: str) -> list[Block]:
 
 
 def _blocks(text: str) -> Iterator[Block]:
-    opening = _virtual_opening(text)
+    fence = _FENCE if "~~~" in text else _BACKTICKS  # a search for one literal is much faster
+    opening = _virtual_opening(text, fence)
     position = 0
     checks = _MAX_LITERAL_CHECKS
-    for match in _FENCE.finditer(text):
+    for match in fence.finditer(text):
         if match.start() < position:
             continue
         start = match.start("tilde") if match.group("tilde") else match.start()
         mark = match.group("tilde") or match.group()
+        if opening is None and _is_data(text, start, match.end()):
+            continue
         if opening is None:
             opening = _open(text, start, mark)
             position = opening.body
@@ -98,13 +109,21 @@ def _blocks(text: str) -> Iterator[Block]:
         yield _close(text, opening, len(text), len(text), closed=False)
 
 
-def _virtual_opening(text: str) -> _Opening | None:
+def _is_data(text: str, start: int, end: int) -> bool:
+    """Say whether a fence mark amid a line stands in a literal."""
+    return start > 0 and text[start - 1] != "\n" and is_quoted(text, start, end)
+
+
+def _virtual_opening(text: str, fence: re.Pattern[str]) -> _Opening | None:
     """Return an opening at the start, when the real one stood in the prompt and only the closing fence is left."""
+    if text.startswith("```"):
+        return None
     head = _BARE_SQL_LABEL.match(text)
     begin = head.end() if head else 0
     if first_keyword(text, begin) not in QUERY_WORDS:
         return None
-    match = _FENCE.search(text)
+    marks = islice(fence.finditer(text), _MAX_LITERAL_CHECKS)
+    match = next((mark for mark in marks if not _is_data(text, mark.start(), mark.end())), None)
     if match is None or match.group("tilde") or _labelled(text, match) or text[begin : match.start()].isspace():
         return None
     # `WITH the schema above, …` is prose: a query has ended, or goes on, right up to the fence.
@@ -152,12 +171,18 @@ def _open(text: str, start: int, mark: str) -> _Opening:
 
 
 def _in_literal(text: str, opening: _Opening, start: int, end: int) -> bool:
-    """Say whether a fence mark is data: SQL before it has an open literal that closes behind it."""
+    """Say whether a fence mark is data: SQL before it has an open literal that closes behind it, or JSON goes on."""
+    if opening.label in JSON_LABELS:
+        return _before_on_line(text, start).strip() != "" and text[end : end + 1] not in ("", "\n", "\r", " ")
     if opening.label not in SQL_LABELS and opening.label:
         return False
     content = text[opening.body : start]
+    if not any(content.count(quote) % 2 for quote in "'\"`"):
+        return False  # nothing can be open
     if first_keyword(content) not in QUERY_WORDS or unfinished(content) != "literal":
         return False
+    if _is_data(text, start, end):
+        return True
     closing = text.find(opening.mark, end)
     return closing >= 0 and unfinished(text[opening.body : closing]) != "literal"
 

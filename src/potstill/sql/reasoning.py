@@ -9,12 +9,12 @@ _THINK_NAMES = (
     r"think|thinking|thought|thoughts|reasoning|reason|reflection|scratchpad|analysis|seed:think|antthinking|"
     r"inner_monologue|chain_of_thought|cot|plan|planning|rationale"
 )
+# Every branch begins with the same class of characters, so that the search can skip to the next of them.
 _TAG = re.compile(
-    rf"(?P<open><(?:{_THINK_NAMES})(?:\s[^<>]{{0,60}})?>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|START_THINKING\|>|"
-    rf"<\|?(?:thinking|think)\|?>)"
-    rf"|(?P<close></\s*(?:{_THINK_NAMES})\s*>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|END_THINKING\|>|"
-    rf"<\|?/(?:thinking|think)\|?>)",
-    re.IGNORECASE,
+    rf"[<\[◁](?i:(?P<open>(?<=<)(?:{_THINK_NAMES})(?:\s[^<>]{{0,60}})?>|(?<=\[)THINK\]|(?<=◁)think▷|"
+    rf"(?<=<)\|begin_of_thought\|>|(?<=<)\|START_THINKING\|>|(?<=<)\|?(?:thinking|think)\|?>)"
+    rf"|(?P<close>(?<=<)/\s*(?:{_THINK_NAMES})\s*>|(?<=\[)/THINK\]|(?<=◁)/think▷|"
+    rf"(?<=<)\|end_of_thought\|>|(?<=<)\|END_THINKING\|>|(?<=<)\|?/(?:thinking|think)\|?>))",
 )
 _ESCAPED_TAG = re.compile(rf"&lt;(/?\s*(?:{_THINK_NAMES})\s*)&gt;", re.IGNORECASE)
 
@@ -35,13 +35,12 @@ _HEADER = re.compile(
 )
 # What ends a turn. Whatever follows was never meant as part of this answer.
 _END = re.compile(
-    r"<\|(?:im_end|endoftext|eot_id|eom_id|end_of_text|end|return|call|eos|eot|user|system|observation|im_start|start|"
-    r"start_header_id|END_OF_TURN_TOKEN|END_RESPONSE|END_TEXT|USER_TOKEN|end_of_solution|endofanswer|end_of_turn|"
-    r"end_of_role|role_end|role_start|start_of_role|fim_middle|fim_prefix|fim_suffix|file_sep|repo_name|endofprompt|"
-    r"pad|turn|diff_marker|end_of_sentence|stop|separator|EOT|EOS|eod|extra_\d+|reserved_\d+)\|?>"
-    r"|</s>|<s>(?=\s|\Z)|<eos>|<end_of_turn>|<start_of_turn>|<turn\|>|<eod>|<EOT>|<pad>|<unk>|<\|>|<unused\d+>"
-    r"|<｜(?:end▁of▁sentence|User|Assistant|begin▁of▁sentence|EOT)｜>|\[/?INST\]|\[EOS\]|\[DONE\]|\[/?SYS\]"
-    r"|<fim_(?:prefix|middle|suffix)>|<file_sep>|<\|/?(?:assistant|tool)\|>|\[end of text\]",
+    # `<|anything|>` is a special token in every family, but those that open an answer, a channel or a tool call.
+    r"[<\[](?:(?<=<)(?:\|(?!(?:begin_of_|START_|channel\||message\||constrain\||python_tag))/?[A-Za-z]\w{0,40}\|>|\|>"
+    r"|(?:im_end|eot_id|endoftext)\|?>|/s>|s>(?=\s|\Z)|(?:eos|bos|eod|eoa|eoh|eot|EOT|EOS|pad|unk|PAD|UNK)>"
+    r"|end_of_turn>|start_of_turn>|turn\|>|\|turn>|seed:eos>|unused\d+>|extra_id_\d+>|reserved_\d+>|SPECIAL_\d+>"
+    r"|｜[^<>\n]{1,40}｜>|fim_(?:prefix|middle|suffix)>|file_sep>|(?:END|EOF|STOP|DONE|EOQ|END_OF_\w{1,20})>|</?SYS>>)"
+    r"|(?<=\[)(?:/?INST\]|EOS\]|DONE\]|/?SYS\]|end of text\]|\|\w{1,30}\|\]|(?:END|EOF|STOP)\](?=\s*\Z)))"
 )
 _PROMPT_ECHO = re.compile(r"\s*<\|(?:im_start\|>|start_header_id\|>\s*)(?:user|system)\b")
 _ASSISTANT_TURN = re.compile(
@@ -104,6 +103,8 @@ def _odd(line: str, quote: str) -> bool:
         return False
     if quote == "'":
         line = re.sub(r"\w'(?=\w)", "", line.replace("''", ""))
+    elif quote == "`":
+        line = re.sub("```+", "", line)  # a fence is no code span
     return line.count(quote) % 2 == 1
 
 
@@ -127,6 +128,8 @@ def _unwrap_turn(text: str) -> str:
 
 def cut_at_end_token(text: str) -> str:
     """Cut a text before its first end-of-turn token that is not data; a token at the very start is dropped."""
+    if "<" not in text and "[" not in text:
+        return text
     start = 0
     for match in _END.finditer(text):
         if is_quoted(text, match.start(), match.end()):

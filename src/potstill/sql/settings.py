@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from potstill.errors import ConfigError
 from potstill.sql.databases import Databases
 from potstill.sql.engines import engine_class
 from potstill.sql.limits import VM_STEPS_PER_SECOND, Limits
@@ -29,7 +30,7 @@ class ExecuteSettings:
         workers: Worker processes.
         on_bad_gold: keep, skip or fail.
         variants: Changed copies of each database that a match must hold on.
-        variants_dir: Where `make_variants` put them.
+        variants_seed: Decides how the copies differ.
     """
 
     engine: str
@@ -43,7 +44,7 @@ class ExecuteSettings:
     workers: int
     on_bad_gold: str
     variants: int
-    variants_dir: str | None
+    variants_seed: int
 
     @property
     def dialect(self) -> str:
@@ -95,6 +96,11 @@ def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
     )
     engine = get("engine", "sqlite")
     engine_class(engine)
+    variants = int(get("variants", 0))
+    if variants and engine != "sqlite":
+        raise ConfigError(
+            f"execute.variants: changed copies are made of sqlite databases, not of {engine}; set it to 0"
+        )
     return ExecuteSettings(
         engine=engine,
         database=section.get("database"),
@@ -106,6 +112,6 @@ def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
         policy=make_policy(section.get("comparison")),
         workers=int(get("workers", 1)),
         on_bad_gold=get("on_bad_gold", "keep"),
-        variants=int(get("variants", 0)),
-        variants_dir=section.get("variants_dir"),
+        variants=variants,
+        variants_seed=int(get("variants_seed", 0)),
     )

@@ -6,6 +6,7 @@ table" means that it parsed, "syntax error" that it did not, and this costs some
 
 from __future__ import annotations
 
+import logging
 import re
 import sqlite3
 import threading
@@ -15,6 +16,7 @@ from typing import Literal, NamedTuple
 MAX_CHECKED_CHARS = 100_000
 
 _local = threading.local()
+_UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
 _NEAR = re.compile(r'(?:near "(.*)": syntax error|unrecognized token: "(.*)")\Z', re.DOTALL)
 
 
@@ -70,8 +72,9 @@ def _check_sqlite(sql: str) -> Verdict:
             return Verdict("no", near.group(1) or near.group(2) or "")
         return INCOMPLETE if message == "incomplete input" else YES
     except (sqlite3.Error, sqlite3.Warning, ValueError):
-        # Several statements, a NUL, a lone surrogate (a UnicodeEncodeError is a ValueError).
-        return NO
+        # Several statements; or a NUL or a lone surrogate, which are no matter of grammar.
+        clean = _UNSENDABLE.sub("_", sql)
+        return NO if clean == sql else _check_sqlite(clean)
     return YES
 
 
@@ -79,6 +82,8 @@ def _parses_with_sqlglot(sql: str, dialect: str) -> bool:
     import sqlglot
     from sqlglot import exp
 
+    # It warns of each statement that it does not know; that is our question, and its answer is below.
+    logging.getLogger("sqlglot").setLevel(logging.ERROR)
     try:
         tree = sqlglot.parse_one(sql, read=dialect)
     except (sqlglot.errors.SqlglotError, RecursionError, ValueError):

@@ -91,13 +91,13 @@ def prepare_rows(
         ConfigError: If a field of the user's has one of our names.
     """
     counts = PrepareCounts()
-    maker = _RowMaker(input_settings, settings, prompt)
+    maker = RowMaker(input_settings, settings, prompt)
     outputs.summary.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".spool-", dir=outputs.summary.parent) as folder:
         spool = Path(folder) / "rows.jsonl.zst"
         finder = DuplicateFinder(Path(folder))
         with publish(outputs.rejected) as rejected, publish(spool) as spooled:
-            for row in _read_rows(inputs, settings["max_line_bytes"], maker, counts, rejected):
+            for row in make_rows(inputs, settings["max_line_bytes"], maker, counts, rejected):
                 finder.add(bytes.fromhex(row["sample_id"]))
                 spooled.write(row)
         _check_bad_ratio(counts, settings["max_bad_ratio"], outputs.rejected, evidence)
@@ -116,14 +116,26 @@ def prepare_rows(
     return counts
 
 
-def _read_rows(
+def make_rows(
     inputs: Sequence[str | Path],
     max_line_bytes: int,
-    maker: _RowMaker,
+    maker: RowMaker,
     counts: PrepareCounts,
     rejected: RowWriter,
 ) -> Iterator[Row]:
-    """Yield the good rows of all inputs; write the bad lines out."""
+    """Yield the good rows of all inputs; write the bad lines out.
+
+    Args:
+        inputs: The input files, in order.
+        max_line_bytes: A longer line is a bad line.
+        maker: Makes the rows.
+        counts: Its `lines` and `rejected` are counted up.
+        rejected: Gets a line for each bad one: file, line number, reason.
+
+    Raises:
+        InputError: If a file cannot be read to its end.
+        ConfigError: If a field has one of our names.
+    """
     for path in inputs:
         for line in read_input(Path(path), max_line_bytes):
             counts.lines += 1
@@ -134,10 +146,17 @@ def _read_rows(
                 rejected.write({"file": line.file, "line": line.number, "reason": str(error)})
 
 
-class _RowMaker:
-    """Turns one input line into a row of ours."""
+class RowMaker:
+    """Turns one input line into a row of ours.
+
+    Args:
+        input_settings: The config's `input`.
+        settings: The config's `prepare`.
+        prompt: Makes a row's conversation.
+    """
 
     def __init__(self, input_settings: Mapping[str, Any], settings: Mapping[str, Any], prompt: Prompt) -> None:
+        self._format: str = input_settings["format"]
         self._rename: Mapping[str, str] = input_settings["rename"]
         self._id_field: str | None = input_settings["id_field"]
         self._id_in_hash: bool = settings["id_in_hash"]
@@ -157,6 +176,8 @@ class _RowMaker:
         if line.row is None:
             raise BadRow(line.reason)
         row = {self._rename.get(name, name): value for name, value in line.row.items()}
+        if self._format != "rows":
+            row = _convert(row, self._format)
         if collisions := find_collisions(row, self._allowed):
             raise _collision_error(line, collisions[0])
         try:
@@ -175,7 +196,9 @@ class _RowMaker:
         if self._fields:
             names = list(self._fields)
         else:
-            names = [name for name in row if name != self._id_field and (name not in ADDED_FIELDS or name in self._allowed)]
+            names = [
+                name for name in row if name != self._id_field and (name not in ADDED_FIELDS or name in self._allowed)
+            ]
         if self._id_in_hash and self._id_field is not None:
             names.append(self._id_field)
         missing = [name for name in (*names, *filter(None, [self._id_field])) if name not in row]
@@ -185,6 +208,16 @@ class _RowMaker:
             return canonical_json({name: row[name] for name in names})
         except (ValueError, RecursionError) as error:
             raise BadRow(f"no canonical JSON: {error}") from error
+
+
+def _convert(row: Row, form: str) -> Row:
+    """Return a row of a training file as a row of ours."""
+    from potstill.inputs import convert_row
+
+    try:
+        return convert_row(row, form)
+    except InputError as error:
+        raise BadRow(str(error)) from error
 
 
 def _collision_error(line: InputLine, name: str) -> ConfigError:
@@ -197,7 +230,7 @@ def _collision_error(line: InputLine, name: str) -> ConfigError:
 def _check_bad_ratio(counts: PrepareCounts, allowed: float, rejected: Path, evidence: Path) -> None:
     if counts.rejected <= allowed * counts.lines:
         return
-    quoted = []
+    quoted: list[str] = []
     with publish(evidence) as copy, open_binary(rejected) as lines:
         for line in lines:
             copy.write_line(line)
@@ -218,7 +251,7 @@ def _read_lines(path: Path) -> Iterator[bytes]:
 class _RepeatResolver:
     """Drops or renames repeated rows, and writes them out."""
 
-    def __init__(self, maker: _RowMaker, duplicates: RowWriter, keep: bool, *, mark: bool) -> None:
+    def __init__(self, maker: RowMaker, duplicates: RowWriter, keep: bool, *, mark: bool) -> None:
         self._maker = maker
         self._duplicates = duplicates
         self._keep = keep
@@ -256,7 +289,12 @@ def _cut(lines: Iterator[tuple[str, bytes]], rows: int, chunks: Sequence[Path]) 
             for sample_id, line in itertools.islice(lines, size + (number < larger)):
                 out.write_line(line)
                 ids += int(sample_id, 16)
-        yield {"chunk": path.name.partition(".")[0], "rows": out.count, "first_row": first, "id_sum": format_id_sum(ids)}
+        yield {
+            "chunk": path.name.partition(".")[0],
+            "rows": out.count,
+            "first_row": first,
+            "id_sum": format_id_sum(ids),
+        }
         first += out.count
     # Exhaust the reader: repeated rows after the last kept one are written out too.
     for _ in lines:

@@ -1,0 +1,291 @@
+"""manifest.json: what one model's results were made from and what they are, by hash; and its verification.
+
+A stage's files are read whole: their sha256, their rows, the columns and the first and last sample_id by text order.
+Paths inside a run are relative to the run's folder, so that a run may be moved and verified elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from potstill import __version__
+from potstill.errors import InputError
+from potstill.records import canonical_json, sha256_text
+from potstill.reports.files import ModelFiles, read_json
+from potstill.rows import loads, open_binary, publish_json
+
+#: The folders of the stages that work on one chunk.
+STAGES = ("generated", "cleaned", "executed", "judged", "scored")
+#: Where a sample may end.
+ENDS = ("kept", "rejected", "failed", "not_asked")
+#: Packages whose version can change what a run yields.
+PACKAGES = (
+    "snakemake",
+    "openai",
+    "sqlglot",
+    "aiohttp",
+    "orjson",
+    "jinja2",
+    "jsonschema",
+    "pandas",
+    "pyarrow",
+    "duckdb",
+)
+
+
+class _Content(NamedTuple):
+    """What is said of one file of rows."""
+
+    sha256: str
+    bytes: int
+    rows: int
+    columns: list[str]
+    min_sample_id: str | None
+    max_sample_id: str | None
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def describe_rows(path: Path) -> _Content:
+    """Return the content of a JSONL file of ours, in one pass.
+
+    Raises:
+        InputError: If it cannot be read or a line is no JSON object.
+    """
+    digest, size, rows = hashlib.sha256(), 0, 0
+    columns: dict[str, None] = {}
+    low = high = None
+    with open_binary(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            digest.update(line)
+            size += len(line)
+            if line == b"\n":
+                continue
+            row = _row(path, number, line)
+            rows += 1
+            if not row.keys() <= columns.keys():
+                columns.update(dict.fromkeys(row))
+            if isinstance(sample_id := row.get("sample_id"), str):
+                low = sample_id if low is None else min(low, sample_id)
+                high = sample_id if high is None else max(high, sample_id)
+    return _Content(digest.hexdigest(), size, rows, sorted(columns), low, high)
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = loads(line)
+    except ValueError as error:
+        raise InputError(f"{path}: line {number}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{path}: line {number}: a JSON object was expected, found {type(row).__name__}")
+    return row
+
+
+def describe_stage(run_dir: Path, paths: Iterable[Path]) -> dict[str, Any]:
+    """Return one stage's entry of the manifest: the sums over its files and each file."""
+    files: dict[str, dict[str, Any]] = {}
+    columns: set[str] = set()
+    for path in paths:
+        content = describe_rows(path)
+        columns.update(content.columns)
+        entry = content._asdict()
+        del entry["columns"]
+        files[_inside(run_dir, path)] = entry
+    lows = [entry["min_sample_id"] for entry in files.values() if entry["min_sample_id"] is not None]
+    highs = [entry["max_sample_id"] for entry in files.values() if entry["max_sample_id"] is not None]
+    return {
+        "count": sum(entry["rows"] for entry in files.values()),
+        "columns": sorted(columns),
+        "field_hash": sha256_text(canonical_json(sorted(columns))),
+        "min_sample_id": min(lows, default=None),
+        "max_sample_id": max(highs, default=None),
+        "files": files,
+    }
+
+
+def _inside(folder: Path, path: Path) -> str:
+    return os.path.relpath(path, folder)
+
+
+def write_manifest(
+    output: Path,
+    *,
+    model: str,
+    run_dir: Path,
+    stages: Mapping[str, Sequence[Path]],
+    reports: Sequence[Path] = (),
+    sources: Mapping[str, Sequence[Path]],
+    config: Mapping[str, Any],
+    prices: Mapping[str, Any] | None = None,
+    workflow_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Write manifest.json of one model and return it.
+
+    Args:
+        output: The manifest.
+        model: The model's alias.
+        run_dir: The run's folder.
+        stages: Stage -> its files, in the order of the flow (`prepared`, `generated`, … `merged`).
+        reports: JSON reports to be named by hash.
+        sources: Kind (`inputs`, `prompts`, `databases`, `model_files`) -> files that the run was made from.
+        config: The whole merged config.
+        prices: The price table that was used.
+        workflow_dir: The folder of the Snakefile, with `workflow/` and `scripts/`; None outside of Snakemake.
+    """
+    manifest = {
+        "manifest_version": 1,
+        "model": model,
+        "stages": {stage: describe_stage(run_dir, paths) for stage, paths in stages.items()},
+        "reports": {_inside(run_dir, path): hash_file(path) for path in reports},
+        "sources": {kind: {str(path): hash_file(path) for path in paths} for kind, paths in sources.items()},
+        "config": config,
+        "config_sha256": sha256_text(canonical_json(config)),
+        "comparison_policy": config.get("execute"),
+        "prices": prices,
+        "code": {
+            "potstill": __version__,
+            "package_sha256": hash_package(),
+            "workflow": hash_workflow(workflow_dir) if workflow_dir is not None else {},
+        },
+        "python": platform.python_version(),
+        "packages": installed_packages(),
+    }
+    manifest["run_id"] = identify_run(manifest)
+    publish_json(output, manifest)
+    return manifest
+
+
+def identify_run(manifest: Mapping[str, Any]) -> str:
+    """Return the identity of what was made from what: config, sources and the four ends, by hash; no times."""
+    made = {end: manifest["stages"].get(end, {}).get("files") for end in ENDS}
+    sources = {kind: sorted(files.values()) for kind, files in manifest["sources"].items()}
+    return sha256_text(canonical_json([manifest["model"], manifest["config_sha256"], sources, made]))[:32]
+
+
+def find_stage_files(run_dir: Path, model: str, chunks: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the files of every stage of a model that left any, in the order of the flow.
+
+    Args:
+        run_dir: The run's folder.
+        model: The model's alias.
+        chunks: The names of the run's chunks.
+    """
+    folder = run_dir / model
+    stages = {"prepared": [run_dir / "prepared" / "chunks" / f"{chunk}.jsonl" for chunk in chunks]}
+    for stage in STAGES:
+        stages[stage] = [folder / stage / f"{chunk}.jsonl" for chunk in chunks]
+    for end in ("kept", "rejected"):
+        stages[f"filtered_{end}"] = [folder / "filtered" / f"{chunk}.{end}.jsonl" for chunk in chunks]
+    merged = ModelFiles.of(folder)._asdict().items()
+    stages |= {name: [path] for name, path in merged}
+    return {stage: paths for stage, paths in stages.items() if any(path.is_file() for path in paths)}
+
+
+def hash_package() -> str:
+    """Return one hash over potstill's own Python files, names and bytes."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n{hash_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_workflow(folder: Path) -> dict[str, str]:
+    """Return the hashes of the Snakefile, the rules, the schemas and the scripts, by their paths in the folder."""
+    patterns = ("Snakefile", "workflow/**/*.smk", "workflow/schemas/*.yaml", "scripts/*.py")
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return {_inside(folder, path): hash_file(path) for path in paths}
+
+
+def installed_packages() -> dict[str, str | None]:
+    """Return the versions of the packages that matter; null for one that is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def verify_manifest(path: Path, run_dir: Path) -> list[str]:
+    """Return every difference between a manifest and the files that it names; empty when all is as it was.
+
+    Source files (inputs, databases) that are no longer at their place are named too.
+
+    Args:
+        path: manifest.json.
+        run_dir: The run's folder, wherever it lies now.
+    """
+    manifest = read_json(path)
+    found = []
+    for stage, entry in manifest["stages"].items():
+        found += [f"{stage}: {problem}" for problem in _verify_stage(run_dir, entry)]
+    for name, expected in manifest["reports"].items():
+        found += _verify_hash(run_dir / name, expected)
+    for files in manifest["sources"].values():
+        for name, expected in files.items():
+            found += _verify_hash(Path(name), expected)
+    if manifest["config_sha256"] != sha256_text(canonical_json(manifest["config"])):
+        found.append("config: its hash is another one: the manifest was edited")
+    if manifest["run_id"] != identify_run(manifest):
+        found.append("run_id: it does not follow from the hashes: the manifest was edited")
+    return found + _verify_conservation(manifest)
+
+
+def _verify_stage(run_dir: Path, entry: Mapping[str, Any]) -> list[str]:
+    present = [run_dir / name for name in entry["files"] if (run_dir / name).is_file()]
+    missing = [f"{name}: missing" for name in entry["files"] if run_dir / name not in present]
+    try:
+        now = describe_stage(run_dir, present)
+    except InputError as error:
+        return [*missing, str(error)]
+    found = missing
+    for name, content in now["files"].items():
+        found += [
+            f"{name}: {key} is {content[key]!r}, the manifest says {said!r}"
+            for key, said in entry["files"][name].items()
+            if content[key] != said
+        ]
+    if not missing:
+        found += [
+            f"{key} is {now[key]!r}, the manifest says {entry[key]!r}"
+            for key in ("count", "columns", "field_hash", "min_sample_id", "max_sample_id")
+            if now[key] != entry[key]
+        ]
+    return found
+
+
+def _verify_hash(path: Path, expected: str) -> list[str]:
+    try:
+        actual = hash_file(path)
+    except InputError as error:
+        return [str(error)]
+    return [] if actual == expected else [f"{path}: sha256 is {actual}, the manifest says {expected}"]
+
+
+def _verify_conservation(manifest: Mapping[str, Any]) -> list[str]:
+    counts = {stage: entry["count"] for stage, entry in manifest["stages"].items()}
+    if not counts.keys() >= {"prepared", *ENDS}:
+        return []
+    samples = (manifest["config"].get("generate") or {}).get("samples", 1)
+    asked, ended = counts["prepared"] * samples, sum(counts[end] for end in ENDS)
+    return [] if asked == ended else [f"{asked} samples were asked for, {ended} stand in {', '.join(ENDS)}"]
