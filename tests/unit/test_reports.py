@@ -246,6 +246,22 @@ def test_without_prices_money_is_not_known(tmp_path: Path) -> None:
     assert report["cost_total"] is report["cost_per_accepted_row"] is report["cost_saved_by_store"] is None
 
 
+def test_judge_is_paid_too(tmp_path: Path) -> None:
+    """What a judge cost is part of the total; where its price is not known, the total is not known either."""
+    ends = make_rows(60, 0)
+    for row in ends["kept"]:
+        row["judge_usage"] = {"prompt_tokens": 10, "completion_tokens": 2, "cost": 0.25}
+    write_model(tmp_path, ends)
+    files, prices = ModelFiles.of(tmp_path), Prices(input=0.0, output=0.0)
+    report = write_cost_report(tmp_path / "cost.json", model="teacher", files=files, prices=prices)
+    assert report["judge_prompt_tokens"] == 10 * len(ends["kept"])
+    assert report["cost_total"] == report["cost_judge"] == 0.25 * len(ends["kept"])
+    del ends["kept"][0]["judge_usage"]["cost"]
+    write_model(tmp_path, ends)
+    report = write_cost_report(tmp_path / "cost.json", model="teacher", files=files, prices=prices)
+    assert report["cost_total"] is report["cost_judge"] is None
+
+
 def test_answers_from_before_the_run_were_saved_by_the_store(tmp_path: Path) -> None:
     """An answer that is older than the run's first job was not paid by this run."""
     run_dir = make_run(tmp_path, 100)
