@@ -122,6 +122,10 @@ _DANGLING = re.compile(
 _BROKEN_END = re.compile(r"(?P<last>[A-Za-z]'[A-Za-z][^\n]*['\")\w])[ \t]*[;；][ \t]*(?:\r?\n|\Z)")
 #: A quote that ends a text, after one within a word: not cut off, but quoted wrongly.
 _MISQUOTED = re.compile(r"[A-Za-z]'[A-Za-z][^\n]*['\"]\Z")
+_GLUED_TAIL = re.compile(r"(?<=[A-Za-z0-9_)])[\u3040-\u30ff\u3400-\u9fff]+\Z")
+_REMARK_TAIL = re.compile(
+    r"(?:(?<=\s)|(?<=FROM \w)|(?<=FROM \w\w))[（(][^()（）'\"=<>]*[\u3040-\u30ff\u3400-\u9fff][^()（）'\"=<>]*[)）]\Z"
+)
 _META_TAIL = re.compile(r"\s*\\[gG]\s*\Z")
 _PROMPT = re.compile(
     r"^[ \t]*(?:sqlite>|mysql>|MariaDB \[[^\]]*\]>|[\w-]+=[>#]|duckdb>|D|SQL>|\d+>|>>>|>)[ \t]+(?=\S)", re.MULTILINE
@@ -435,7 +439,7 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
     goes_on = limit + 1 if terminated else limit
     region = _META_TAIL.sub("", region)
     if not terminated and not region.isascii():
-        region = _SYMBOLS.sub("", region)
+        region = _without_tail(_SYMBOLS.sub("", region).rstrip("…"), dialect)
     if not terminated and region.endswith("."):
         region = region[:-1]
     whole = _End(start + len(region), goes_on, False, False)
@@ -466,6 +470,17 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
     if left_open or verdict.kind == "incomplete" or _DANGLING.search(region[-20:]):
         return whole._replace(truncated=not terminated)
     return whole
+
+
+def _without_tail(region: str, dialect: str) -> str:
+    """Drop words in Chinese or Japanese that follow without a blank (`id = 1返回`) or in parentheses (`t（全部）`)."""
+    for tail in (_GLUED_TAIL, _REMARK_TAIL):
+        match = tail.search(region[-200:])
+        if match:
+            shorter = region[: len(region) - len(match.group())].rstrip(BLANKS)
+            if check_syntax(shorter.translate(SAME_LENGTH), dialect).kind == "yes" and _complete(shorter):
+                return shorter
+    return region
 
 
 def _sentence_end(region: str, *, terminated: bool) -> int | None:
@@ -523,7 +538,7 @@ def _is_prose(rest: str, *, upper: bool) -> bool:
         rest: What follows.
         upper: Whether the statement has its keywords in capitals: a lower-case `where` on a new line is English then.
     """
-    if _CJK.search(rest[:80]) or not rest.strip(" .`*\"'”’)!\r\n\t"):
+    if _CJK.search(rest[:80]) or not rest.strip(" .`*\"'”’)!\r\n\t}]>~$/\\"):
         return True
     if "\n" in rest[: len(rest) - len(rest.lstrip())]:
         return not _CONTINUES.match(rest) or (upper and rest.lstrip()[:1].islower())
@@ -533,7 +548,7 @@ def _is_prose(rest: str, *, upper: bool) -> bool:
 
 def _trim_words(head: str, dialect: str) -> int:
     """Drop words of prose that SQLite took for an alias at the end: `FROM users which`, `FROM users 即可`."""
-    glued = re.search(r"(?<=[A-Za-z0-9_)])[\u3040-\u30ff\u3400-\u9fff]+\Z", head[-80:])
+    glued = _GLUED_TAIL.search(head[-80:])
     if glued:
         # `FROM singer来查询`: the sentence goes on without a blank.
         shorter = head[: len(head) - len(glued.group())]

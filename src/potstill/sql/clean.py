@@ -112,9 +112,25 @@ _NEXT_TURN = re.compile(
 )
 
 
+def _has_turn_words(body: str) -> bool:
+    """Say whether the next turn may be there; a chain, since this is asked of every answer."""
+    return (
+        "Question" in body
+        or "Q:" in body
+        or "User" in body
+        or "USER:" in body
+        or "Human" in body
+        or "Input" in body
+        or "nstruction" in body
+        or "chema" in body
+        or "问题" in body
+        or "用户" in body
+    )
+
+
 def _without_next_turn(body: str) -> str:
     """Cut a text where it goes on with another question, once it has answered the first."""
-    if ":" not in body and "：" not in body and "#" not in body:
+    if not _has_turn_words(body):
         return body
     for match in islice(_NEXT_TURN.finditer(body), 8):
         before = body[: match.start()]

@@ -178,7 +178,7 @@ def _in_literal(text: str, opening: _Opening, start: int, end: int) -> bool:
     if opening.label not in SQL_LABELS and opening.label:
         return False
     content = text[opening.body : start]
-    if not any(content.count(quote) % 2 for quote in "'\"`"):
+    if not (content.count("'") % 2 or content.count('"') % 2 or content.count("`") % 2):
         return False  # nothing can be open
     if first_keyword(content) not in QUERY_WORDS or unfinished(content) != "literal":
         return False

@@ -81,12 +81,10 @@ def is_plain(text: str) -> bool:
     """
     if ";" in text or "--" in text or "/*" in text or "[" in text or "\\" in text or "；" in text:
         return False
-    quotes = [text.count(quote) for quote in ("'", '"', "`")]
-    return (
-        sum(1 for count in quotes if count) <= 1
-        and not any(count % 2 for count in quotes)
-        and text.count("(") == text.count(")")
-    )
+    single, double, tick = text.count("'"), text.count('"'), text.count("`")
+    if single % 2 or double % 2 or tick % 2 or (single > 0) + (double > 0) + (tick > 0) > 1:
+        return False
+    return text.count("(") == text.count(")")
 
 
 def skip_leading(text: str, start: int = 0) -> int:
