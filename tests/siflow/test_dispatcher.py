@@ -367,7 +367,19 @@ def test_status_line(rig: Rig) -> None:
 
 
 STATUSES = st.sampled_from(
-    ["Pending", "PartialPending", "Running", "Stopping", "Succeeded", "Failed", "Error", "Unknown", "", "Evicting", "succeeded"]
+    [
+        "Pending",
+        "PartialPending",
+        "Running",
+        "Stopping",
+        "Succeeded",
+        "Failed",
+        "Error",
+        "Unknown",
+        "",
+        "Evicting",
+        "succeeded",
+    ]
 )
 
 
@@ -438,7 +450,9 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: any(task.live for task in self.rig.platform.tasks.values()))
     @rule(
         pick=st.integers(0, 100),
-        end=st.sampled_from([("done", "Succeeded"), ("done", "Error"), ("none", "Error"), ("none", "Succeeded"), ("no_proof", "Failed")]),
+        end=st.sampled_from(
+            [("done", "Succeeded"), ("done", "Error"), ("none", "Error"), ("none", "Succeeded"), ("no_proof", "Failed")]
+        ),
     )
     def a_task_ends(self, pick: int, end: tuple[str, str]) -> None:
         """A task ends, well or not."""
@@ -446,7 +460,9 @@ class Life(RuleBasedStateMachine):
         self.rig.finish(live[pick % len(live)], *end)
 
     @precondition(lambda self: any(task.live for task in self.rig.platform.tasks.values()))
-    @rule(pick=st.integers(0, 100), word=st.sampled_from(["Running", "Unknown", "Whatever", "Stopping", "PartialPending"]))
+    @rule(
+        pick=st.integers(0, 100), word=st.sampled_from(["Running", "Unknown", "Whatever", "Stopping", "PartialPending"])
+    )
     def a_task_changes(self, pick: int, word: str) -> None:
         """A task is shown in another state."""
         live = [task for task in self.rig.platform.tasks.values() if task.live]

@@ -87,7 +87,12 @@ def test_a_clean_end_leaves_no_lock_and_no_secret(tmp_path: Path, simulator: Sim
     assert not list((work / ".snakemake").glob("locks/*"))
     assert not list((work / ".snakemake/siflow").glob("*/secrets/*"))
     second = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1", "--forceall"], cwd=work, env=clean_env(), capture_output=True, text=True, check=False
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--forceall"],
+        cwd=work,
+        env=clean_env(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert second.returncode == 0, second.stderr
 
@@ -108,7 +113,9 @@ def test_a_live_holder_is_respected(tmp_path: Path, simulator: Simulator) -> Non
 
 def test_a_local_run_is_respected(tmp_path: Path, simulator: Simulator) -> None:
     """While a local run works in the folder, nothing is sent, and its lock stays."""
-    work = workdir(tmp_path / "work", "rule all:\n    output: 'x'\n    shell: 'while [ ! -e go ]; do sleep 0.1; done; touch x'\n")
+    work = workdir(
+        tmp_path / "work", "rule all:\n    output: 'x'\n    shell: 'while [ ! -e go ]; do sleep 0.1; done; touch x'\n"
+    )
     local = Controller(work, [sys.executable, "-m", "snakemake", "--cores", "1"])
     wait_for(lambda: list((work / ".snakemake").glob("locks/*.lock")))
     controller = Controller(work, profile_command(simulator.url))
@@ -161,7 +168,11 @@ def test_failed_job_shows_the_end_of_its_log(tmp_path: Path, simulator: Simulato
 
 @pytest.mark.parametrize(
     ("flag", "said"),
-    [("--keep-incomplete", "half-written"), ("--immediate-submit", "no dependencies"), ("--shared-fs-usage=input-output", "must have persistence, sources")],
+    [
+        ("--keep-incomplete", "half-written"),
+        ("--immediate-submit", "no dependencies"),
+        ("--shared-fs-usage=input-output", "must have persistence, sources"),
+    ],
 )
 def test_dangerous_options_are_refused(tmp_path: Path, simulator: Simulator, flag: str, said: str) -> None:
     """Options with which outputs could be spoiled are refused at the start."""
@@ -211,7 +222,10 @@ def test_command_in_the_body_holds_only_paths(tmp_path: Path, simulator: Simulat
     """Neither configuration nor secret stands in what the platform is told."""
     work = workdir(tmp_path / "work", chunks_snakefile(1))
     env = {"TOKEN": "tok-en-value"}
-    assert run(work, simulator.url, "--config", "private=configvalue", env=env, secret_env=["TOKEN"]).process.returncode == 0
+    assert (
+        run(work, simulator.url, "--config", "private=configvalue", env=env, secret_env=["TOKEN"]).process.returncode
+        == 0
+    )
     assert "tok-en-value" not in simulator.bodies()
     assert "configvalue" not in simulator.bodies()
 
@@ -219,7 +233,7 @@ def test_command_in_the_body_holds_only_paths(tmp_path: Path, simulator: Simulat
 def test_env_in_body_is_hidden_and_arrives(tmp_path: Path, simulator: Simulator) -> None:
     """On request a variable travels as hidden taskEnv, with a warning."""
     work = workdir(tmp_path / "work", "rule all:\n    output: 'x'\n    shell: 'printf \"%s\" \"$TOKEN\" > x'\n")
-    value = "it's \"$HOME\" \\"
+    value = 'it\'s "$HOME" \\'
     controller = run(work, simulator.url, env={"TOKEN": value}, env_in_body=["TOKEN"])
     assert controller.process.returncode == 0
     assert (work / "x").read_text() == value
@@ -241,7 +255,10 @@ def test_the_simulator_may_restart(tmp_path: Path) -> None:
 
 def test_unclaimed_tasks_do_not_outlive_the_run(tmp_path: Path, simulator: Simulator) -> None:
     """A task of a killed controller that nobody wants any more is stopped at the end of the next run."""
-    work = workdir(tmp_path / "work", "rule a:\n    output: 'a'\n    shell: 'sleep 60; touch a'\nrule b:\n    output: 'b'\n    shell: 'touch b'\n")
+    work = workdir(
+        tmp_path / "work",
+        "rule a:\n    output: 'a'\n    shell: 'sleep 60; touch a'\nrule b:\n    output: 'b'\n    shell: 'touch b'\n",
+    )
     controller = Controller(work, arguments(simulator.url, "a"))
     wait_for(lambda: simulator.live())
     controller.kill()

@@ -60,7 +60,7 @@ _UPPER_CLAUSE = re.compile(r"\ASELECT\b(?=.*\b(?:FROM|FORM|WHERE|JOIN|GROUP BY|O
 SAME_LENGTH = str.maketrans(
     {
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if not chr(code - 0xFEE0).isalnum()},
-        **dict.fromkeys("\u3000\u00a0\u202f\ufeff\u200b\u200c\u200d\u2060", " "),
+        **dict.fromkeys("\u3000\u00a0\u202f\u2028\u2029\ufeff\u200b\u200c\u200d\u2060", " "),
         **dict.fromkeys("‘’", "'"),
         **dict.fromkeys("“”", '"'),
     }
@@ -176,7 +176,7 @@ def find_statements(text: str, dialect: str) -> list[Found]:
 def _search(text: str, position: int, dialect: str) -> tuple[list[Found], int]:
     """Return the statements from a position on, and how far the search came before it had cost too much."""
     found: list[Found] = []
-    budget = 2 * len(text) + _BUDGET
+    budget = 2 * (len(text) - position) + _BUDGET
     while match := _BEGIN.search(text, position):
         if budget <= 0:
             return found, match.start()
@@ -339,7 +339,8 @@ def _end_in(text: str, start: int, dialect: str, *, inner: bool) -> _End:
 def _markup(text: str, start: int, limit: int) -> int:
     """Return where a closing HTML tag, or the next cell of a table, ends a statement before its own end."""
     ends = [
-        match.start() for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]|\[\^").finditer(text, start, limit), 5)
+        match.start()
+        for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]|\[\^|【/").finditer(text, start, limit), 5)
     ]
     if _line_before(text, start).lstrip().startswith("|"):
         ends += [match.start() for match in islice(re.compile(r"(?<!\|)\|(?!\|)").finditer(text, start, limit), 20)]
@@ -576,7 +577,7 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
 
 def _is_prosy(sql: str) -> bool:
     """Say whether a text that does not parse reads as a sentence or a list: `SELECT name: the column to return`."""
-    code = _QUOTED.sub("''", sql)
+    code = _QUOTED.sub("''", sql[:_WINDOW])
     return _LABEL_OR_BOLD.search(code) is not None or len(_PROSE_TOKENS.findall(code)) >= 3
 
 

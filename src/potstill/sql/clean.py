@@ -260,10 +260,10 @@ def _in_block(block: Block, dialect: str, depth: int) -> _Hit | None:
     if block.label in JSON_LABELS or block.content[0] in "{[":
         return _fenced(_in_prose_json(block.content, dialect, depth))
     hit = pick_statement(block.content, dialect)
-    if hit is not None and (hit.is_query or block.label in SQL_LABELS):
+    if hit is not None and (block.label in SQL_LABELS or (hit.is_query and bare.reads_as_query(hit.sql))):
         return hit
-    if block.label in NEUTRAL_LABELS or block.label in SQL_LABELS:
-        return _fenced(_find(block.content, dialect, depth + 1)) or hit
+    if block.label in NEUTRAL_LABELS or block.label in SQL_LABELS or hit is not None:
+        return _fenced(_find(block.content, dialect, depth + 1))
     return None
 
 
@@ -390,7 +390,13 @@ def _prose_inside(sql: str, dialect: str) -> bool:
 # --------------------------------------------------------------------------------------------------- running text
 
 
+#: Benchmarks' files of predictions: the statement, a tab, the name of the database.
+_PREDICTION = re.compile(r"([^\t\n]+)\t\w+\Z")
+
+
 def _in_bare(body: str, dialect: str, depth: int) -> _Hit | None:
+    if "\t" in body and (prediction := _PREDICTION.match(body)):
+        body = prediction.group(1)
     quick = _whole(body, dialect, depth)
     if quick is not None:
         return quick

@@ -19,7 +19,7 @@ from potstill.sql.policy import Policy
 from potstill.sql.signature import PLAIN_TYPES, sign
 
 #: Gold results larger than this are not carried about: the signature decides most comparisons, else gold runs again.
-MAX_CARRIED_BYTES = 64_000
+MAX_CARRIED_BYTES = 16_000
 #: Gold results on changed databases that a worker remembers: the answers of one prompt come one after another.
 VARIANT_GOLDS_KEPT = 256
 #: Below this tolerance two numbers of twelve equal digits need not be close, so a signature keeps all digits.

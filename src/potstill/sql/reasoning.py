@@ -161,6 +161,10 @@ def _unmarked_channels(text: str) -> Answer:
     bare = _last_match(_BARE_FINAL, text)
     if bare:
         return Answer(cut_at_end_token(text[bare.end() :]), had_reasoning=True)
+    # `…<|end|>SELECT …`: the analysis ended, and the header of the answer is lost.
+    headless = text.rpartition("<|end|>")[2].removeprefix("<|start|>assistant").removeprefix("<|message|>")
+    if "<|end|>" in text and "<|channel|>" not in headless and headless.strip():
+        return Answer(cut_at_end_token(headless), had_reasoning=True)
     return Answer("", had_reasoning=True, unfinished=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,8 @@ def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
         return default if value is None else value
 
     timeout_s = float(get("timeout_s", 5.0))
+    if not 0 < timeout_s < math.inf:
+        raise ConfigError(f"execute.timeout_s (--timeout): {timeout_s:g} is no time limit; give seconds above 0")
     plain = Limits()
     limits = Limits(
         timeout_s=timeout_s,

@@ -29,7 +29,7 @@ from potstill.sql.variants import VariantStore
 
 #: Rows of a window, and gold results kept for the windows that follow.
 WINDOW_ROWS = 1024
-GOLD_KEPT = 4096
+GOLD_KEPT = 2048
 
 MISSING = Gold("missing")
 
