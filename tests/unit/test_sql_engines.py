@@ -55,7 +55,7 @@ CASES: list[tuple[str, str, bool, tuple[str | None, ...], bool | None]] = [
 def execute(folder: Path, cases: list[Any], **settings: Any) -> list[dict[str, Any]]:
     source = folder / "in.jsonl"
     source.write_bytes(b"".join(dumps({"db_id": "shop", "sql": case[0], "gold_sql": case[1]}) for case in cases))
-    settings = {"timeout_s": 1.5, "kill_grace_s": 1, **settings}
+    settings = {"timeout_s": 1.5, "kill_grace_s": 5, **settings}
     audit_gold([source], folder / "gold.jsonl", folder / "gold.json", settings=settings)
     execute_rows(source, folder / "out.jsonl", settings=settings, gold_audit=folder / "gold.jsonl")
     return list(read_rows(folder / "out.jsonl"))
