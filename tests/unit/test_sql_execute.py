@@ -61,7 +61,12 @@ def run(
     """Execute rows and return them."""
     source, output = folder / "rows-in.jsonl", folder / "rows-out.jsonl"
     source.write_bytes(b"".join(map(dumps, rows)))
-    execute_rows(source, output, settings={"timeout_s": 1, "kill_grace_s": 0.5, **settings}, gold_audit=gold_audit)
+    execute_rows(
+        source,
+        output,
+        settings={"timeout_s": 3, "kill_grace_s": 1, "max_vm_steps": 40_000_000, **settings},
+        gold_audit=gold_audit,
+    )
     return list(read_rows(output))
 
 
