@@ -117,7 +117,7 @@ def test_equal_rows_are_asked_once(work: Work) -> None:
 
 
 def test_samples_never_collapse(work: Work) -> None:
-    """k samples are k requests with k answers, and more samples later ask only for the new ones."""
+    """K samples are k requests with k answers, and more samples later ask only for the new ones."""
     work.server.control(nondeterministic=True)
     work.rows("a", "b")
     assert work.run(samples=3).requests == 6

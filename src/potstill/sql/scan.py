@@ -42,6 +42,7 @@ _DOLLAR = rf"""'[^']*'|"[^"]*"|\$(?P<tag>[A-Za-z_]*)\$.*?\$(?P=tag)\$|{_COMMENT}
 _ESCAPING_DIALECTS = frozenset({"mysql", "bigquery", "spark", "spark2", "databricks", "hive", "doris", "starrocks"})
 _DOLLAR_DIALECTS = frozenset({"postgres", "postgresql", "duckdb", "redshift", "materialize", "risingwave"})
 
+_EMPTY = re.compile(rf"(?:{_BLANK_CLASS}|[;；])*+")
 _LEADING = re.compile(rf"(?:{_BLANK_CLASS}++|{_COMMENT})*+", re.DOTALL)
 _LEADING_PARENTHESES = re.compile(rf"(?:{_BLANK_CLASS}++|\(|{_COMMENT})*+", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -162,6 +163,8 @@ def statements(text: str, start: int = 0, *, dialect: str = "sqlite") -> Iterato
         if statement.end > statement.start:
             yield statement
         start = statement.limit + 1
+        empty = _EMPTY.match(text, start)
+        start = empty.end() if empty else start
 
 
 def strip_statement(text: str, *, dialect: str = "sqlite") -> str:
