@@ -61,7 +61,12 @@ def run(
     """Execute rows and return them."""
     source, output = folder / "rows-in.jsonl", folder / "rows-out.jsonl"
     source.write_bytes(b"".join(map(dumps, rows)))
-    execute_rows(source, output, settings={"timeout_s": 1, "kill_grace_s": 0.5, **settings}, gold_audit=gold_audit)
+    execute_rows(
+        source,
+        output,
+        settings={"timeout_s": 3, "kill_grace_s": 1, "max_vm_steps": 40_000_000, **settings},
+        gold_audit=gold_audit,
+    )
     return list(read_rows(output))
 
 
@@ -551,3 +556,20 @@ def test_the_command_line_writes_its_output_and_nothing_else(
     assert [path.name for path in here.iterdir()] == ["out.jsonl"]
     assert main([*words[:-1], str(tmp_path / "none.sqlite")]) == 78
     assert "no such file" in capsys.readouterr().err
+
+
+def test_bombs_cost_no_more_than_their_own_time(tmp_path: Path, database: Path) -> None:
+    """A chunk with a bomb in every tenth row spends its time on the bombs; no other row is touched by them."""
+    rows = [{"sql": f"SELECT {number}", "gold_sql": f"SELECT {number}"} for number in range(100)]
+    for number in range(0, 100, 10):
+        rows[number]["sql"] = f"{ENDLESS} /* {number} */"
+    found = run(tmp_path, rows, database=str(database), max_vm_steps=3_000_000)
+    assert {row["exec_error_class"] for row in found[::10]} == {"timeout"}
+    assert all(row["gold_match"] for number, row in enumerate(found) if number % 10)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "nan", "inf"])
+def test_a_time_limit_is_a_time(seconds: Any, tmp_path: Path, database: Path) -> None:
+    """No time, and time without end, are refused."""
+    with pytest.raises(ConfigError, match="above 0"):
+        run(tmp_path, [{"sql": "SELECT 1"}], database=str(database), timeout_s=seconds)
