@@ -125,6 +125,21 @@ class Plan:
         return {RATE_LIMITED: 1} if limited else {}
 
     @property
+    def has_variants(self) -> bool:
+        """Whether matches must hold on changed copies of the databases too."""
+        return self.has("execute") and self.config["execute"]["variants"] > 0
+
+    @property
+    def variants(self) -> list[str]:
+        """The list of changed copies of the databases; none when there are no such copies."""
+        return [f"{self.folder}/prepared/variants.json"] if self.has_variants else []
+
+    @property
+    def workers(self) -> int:
+        """Worker processes of a job that runs statements."""
+        return int(self.config["execute"]["workers"])
+
+    @property
     def skips_bad_gold(self) -> bool:
         """Whether rows with a bad gold query are not asked."""
         return self.has("execute") and self.config["execute"]["on_bad_gold"] == "skip"
@@ -141,6 +156,13 @@ class Plan:
         return [] if env_file is None else [env_file]
 
     @property
+    def config_params(self) -> dict[str, Any]:
+        """The config as params, one for each section: Snakemake names the ones that changed."""
+        names = ("run", "output_dir", "answers_dir")
+        sections = {key: value for key, value in self.config.items() if key not in names}
+        return {"names": {key: self.config[key] for key in names}, **sections}
+
+    @property
     def templates(self) -> list[str]:
         """The template files that prompts are made from."""
         template = self.config["prompt"]["template"]
@@ -151,6 +173,8 @@ class Plan:
         """The database files that statements may run on."""
         execute = self.config["execute"]
         if execute is None:
+            return []
+        if execute["engine"] == "postgresql":
             return []
         if execute["database"] is not None:
             return [Path(execute["database"])]

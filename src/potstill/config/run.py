@@ -152,7 +152,10 @@ def _find_files(config: Config, where: str) -> None:
             if config["judge"][key] is not None:
                 config["judge"][key] = _find(config["judge"][key], f"{where}: judge.{key}", Path.is_file)
     if execute is not None:
-        if execute["database"] is not None:
+        if execute["engine"] == "postgresql":
+            # A connection string, or a service: nothing to be found here.
+            pass
+        elif execute["database"] is not None:
             execute["database"] = _find(execute["database"], f"{where}: execute.database", Path.is_file)
         else:
             execute["database_dir"] = _find(execute["database_dir"], f"{where}: execute.database_dir", Path.is_dir)
