@@ -149,7 +149,19 @@ def test_the_command_can_run_again_over_its_own_output(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["select ", "SELECT a FROM t\n\n", "```sql\n", "<think>", "<answer>no ", "'", "(", '{"sql": "', "&lt;", "“", "\n- a"],
+    [
+        "select ",
+        "SELECT a FROM t\n\n",
+        "```sql\n",
+        "<think>",
+        "<answer>no ",
+        "'",
+        "(",
+        '{"sql": "',
+        "&lt;",
+        "“",
+        "\n- a",
+    ],
 )
 @pytest.mark.parametrize("before", ["", "SELECT a FROM t WHERE ", "```sql\n"])
 def test_hostile_texts_end(piece: str, before: str) -> None:

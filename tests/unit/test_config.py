@@ -62,7 +62,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG)
-def test_a_wrong_config_says_which_key_and_what_is_allowed(minimal: dict[str, Any], change: dict[str, Any], message: str) -> None:
+def test_a_wrong_config_says_which_key_and_what_is_allowed(
+    minimal: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
     """One line: file, key, what was found, what is allowed."""
     with pytest.raises(ConfigError, match=message) as caught:
         complete_config({**minimal, **change}, "config my.yaml")
