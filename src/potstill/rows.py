@@ -24,9 +24,9 @@ _LONG_NUMBER = re.compile(rb"\d{19}")
 
 
 def dumps(value: Any) -> bytes:
-    """Return one value as a line of JSON, newline included.
+    r"""Return one value as a line of JSON, newline included.
 
-    A lone surrogate (which a teacher may send as `\\ud83d`) is not UTF-8: it is written as its escape.
+    A lone surrogate (which a teacher may send as `\ud83d`) is not UTF-8: it is written as its escape.
     """
     try:
         return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
@@ -64,14 +64,14 @@ def open_binary(path: Path) -> IO[bytes]:
     """
     try:
         if path.suffix == ".gz":
-            return io.BufferedReader(gzip.open(path, "rb"))  # type: ignore[arg-type]
+            return io.BufferedReader(gzip.open(path, "rb"))
         if path.suffix == ".zst":
             import zstandard
 
             raw = path.open("rb")
             # `read_across_frames`: appended files are several frames, as `cat a.zst b.zst` makes them.
             reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
-            return io.BufferedReader(reader)  # type: ignore[type-var, return-value]
+            return io.BufferedReader(reader)
         return path.open("rb")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -163,7 +163,7 @@ def _pack(path: Path, raw: IO[bytes]) -> IO[bytes]:
     if path.suffix == ".zst":
         import zstandard
 
-        return zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False)  # type: ignore[return-value]
+        return zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False)
     return raw
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from potstill.chunks import chunk_names, count_chunks
+from potstill.config.model import load_model
 from potstill.config.run import STAGE_FOLDERS, Config, complete_config
-from potstill.config.schema import load_yaml
 from potstill.holders import hold, recover
 from potstill.readers import count_rows, expand_inputs
 
@@ -50,7 +50,14 @@ class Plan:
     chunks: Sequence[str]
 
     #: Keys of `generate` that say how fast to ask, not what.
-    pace_keys: ClassVar = ("concurrency", "batch_size", "requests_per_minute", "tokens_per_minute", "parallel_jobs", "outage_timeout_s")
+    pace_keys: ClassVar = (
+        "concurrency",
+        "batch_size",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "parallel_jobs",
+        "outage_timeout_s",
+    )
 
     @property
     def folder(self) -> str:
@@ -84,7 +91,11 @@ class Plan:
     @property
     def kept_output(self) -> str:
         """The path pattern of a chunk's kept rows: the filter's, or the last stage's where there is no filter."""
-        return f"{self.folder}/{{model}}/filtered/{{chunk}}.kept.jsonl" if self.has("filter") else self.stage_input("filter")
+        return (
+            f"{self.folder}/{{model}}/filtered/{{chunk}}.kept.jsonl"
+            if self.has("filter")
+            else self.stage_input("filter")
+        )
 
     @property
     def rejected_output(self) -> list[str]:
@@ -141,7 +152,9 @@ class Plan:
         if execute["database"] is not None:
             return [Path(execute["database"])]
         folder = Path(execute["database_dir"])
-        return sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _DATABASE_ENDINGS)
+        return sorted(
+            path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _DATABASE_ENDINGS
+        )
 
     def settings(self, stage: str, without: Sequence[str] = ()) -> str:
         """Return a stage's section of the config as JSON, for a command line."""
@@ -190,7 +203,7 @@ class Plan:
         """Return what the models' own servers need (`server.resources`), the most of each kind."""
         needed: dict[str, int] = {}
         for model in self.config["models"]:
-            server = load_yaml(Path(model["config"]), "model file").get("server") or {}
+            server = load_model(Path(model["config"])).server or {}
             for name, amount in (server.get("resources") or {}).items():
                 needed[name] = max(amount, needed.get(name, 0))
         return needed
@@ -242,11 +255,15 @@ def enter_folder(plan: Plan, arguments: Sequence[str]) -> None:
     """
     found = recover(SNAKEMAKE_FOLDER, plan.owns)
     if found.locks_removed or found.outputs_removed:
-        _say(f"an earlier run here was killed: {found.locks_removed} locks and {len(found.outputs_removed)} unfinished "
-             "files removed; nothing that was answered is asked again")
+        _say(
+            f"an earlier run here was killed: {found.locks_removed} locks and {len(found.outputs_removed)} unfinished "
+            "files removed; nothing that was answered is asked again"
+        )
     for holder in found.living:
-        _say(f"another run is working in this folder ({holder.describe()}); it is respected. If you know that it is dead "
-             "and it ran on another machine, `snakemake --unlock` frees the folder")
+        _say(
+            f"another run is working in this folder ({holder.describe()}); it is respected. If you know that it is dead "
+            "and it ran on another machine, `snakemake --unlock` frees the folder"
+        )
     if not any(_LOOKING.fullmatch(argument) for argument in arguments):
         hold(SNAKEMAKE_FOLDER)
 
@@ -273,9 +290,13 @@ def describe_results(plan: Plan, folder: Path | None = None) -> str:
         if not path.is_file():
             continue
         stats = json.loads(path.read_bytes())
-        counts = ", ".join(f"{stats[name]} {name.replace('_', ' ')}" for name in ("kept", "rejected", "failed", "not_asked"))
+        counts = ", ".join(
+            f"{stats[name]} {name.replace('_', ' ')}" for name in ("kept", "rejected", "failed", "not_asked")
+        )
         reasons = ", ".join(f"{name} {count}" for name, count in list(stats["reject_reason_counts"].items())[:6])
         lines.append(f"{alias}: {counts}" + (f" (rejected: {reasons})" if reasons else ""))
-        lines.append(f"  look at {root / alias}/: merged.jsonl, rejected.jsonl, failed.jsonl, stats.json, reports/, export/")
+        lines.append(
+            f"  look at {root / alias}/: merged.jsonl, rejected.jsonl, failed.jsonl, stats.json, reports/, export/"
+        )
     lines.append(f"open first: {root / 'report.html'}")
     return "\n".join(lines)

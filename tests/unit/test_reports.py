@@ -14,7 +14,7 @@ import pytest
 from potstill.config.model import Prices
 from potstill.errors import PotstillError
 from potstill.reports.agreement import Agreement
-from potstill.reports.cost import write_cost_report
+from potstill.reports.cost import with_times, write_cost_report
 from potstill.reports.files import ModelFiles
 from potstill.reports.gates import check_gates, enforce_gates
 from potstill.reports.numbers import MAX_NAMES, OTHER, Names, Numbers, percentile
@@ -170,7 +170,12 @@ def test_agreement_and_pass_at_k() -> None:
     assert report["agreement_prompts"] == 2
     assert report["agreement_mean"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert report["agreement_unanimous"] == 0
-    assert report["pass_at_k"] == pytest.approx({"1": (2 / 3 + 0 + 1) / 3, "2": (1 + 0) / 2, "3": 1.0})
+    # Prompt c has no usable gold: it says nothing of the teacher.
+    assert report["pass_at_k"] == pytest.approx({"1": (2 / 3 + 0) / 2, "2": (1 + 0) / 2, "3": 1.0})
+    without_gold = Agreement()
+    without_gold.add({"sample_id": "c", "result_signature": "1", "gold_match": None, "exec_pass": True})
+    without_gold.add({"sample_id": "c", "result_signature": None, "gold_match": None, "exec_pass": False})
+    assert without_gold.as_dict()["pass_at_k"] == {"1": 0.5, "2": 1.0}
     assert Agreement().as_dict()["pass_at_k"] == {}
 
 
@@ -241,6 +246,22 @@ def test_without_prices_money_is_not_known(tmp_path: Path) -> None:
     assert report["cost_total"] is report["cost_per_accepted_row"] is report["cost_saved_by_store"] is None
 
 
+def test_judge_is_paid_too(tmp_path: Path) -> None:
+    """What a judge cost is part of the total; where its price is not known, the total is not known either."""
+    ends = make_rows(60, 0)
+    for row in ends["kept"]:
+        row["judge_usage"] = {"prompt_tokens": 10, "completion_tokens": 2, "cost": 0.25}
+    write_model(tmp_path, ends)
+    files, prices = ModelFiles.of(tmp_path), Prices(input=0.0, output=0.0)
+    report = write_cost_report(tmp_path / "cost.json", model="teacher", files=files, prices=prices)
+    assert report["judge_prompt_tokens"] == 10 * len(ends["kept"])
+    assert report["cost_total"] == report["cost_judge"] == 0.25 * len(ends["kept"])
+    del ends["kept"][0]["judge_usage"]["cost"]
+    write_model(tmp_path, ends)
+    report = write_cost_report(tmp_path / "cost.json", model="teacher", files=files, prices=prices)
+    assert report["cost_total"] is report["cost_judge"] is None
+
+
 def test_answers_from_before_the_run_were_saved_by_the_store(tmp_path: Path) -> None:
     """An answer that is older than the run's first job was not paid by this run."""
     run_dir = make_run(tmp_path, 100)
@@ -256,6 +277,21 @@ def test_answers_from_before_the_run_were_saved_by_the_store(tmp_path: Path) -> 
     rows = [row for path in (files.kept, files.rejected) for row in read(path) if row["sample_id"] in older]
     assert 0 < report["answers_from_store"] == len(older)
     assert report["cost_saved_by_store"] == pytest.approx(sum(row["usage"]["completion_tokens"] for row in rows) / 1e6)
+
+
+def test_rows_find_their_times_in_one_pass(tmp_path: Path) -> None:
+    """Each row comes with its own line of timings, chunk by chunk; one that has none comes all the same."""
+    ends = ("kept", "rejected", "failed")
+    rows = {end: [{"sample_id": f"{end}{i}", "sample_index": i} for i in range(3)] for end in ends}
+    write_model(tmp_path, {**rows, "not_asked": []})
+    ordered = [rows[end][i] for i in (0, 1) for end in ends] + rows["rejected"][2:]
+    publish_rows(tmp_path / "timings.jsonl", [row | {"latency_s": row["sample_id"]} for row in ordered])
+    found = {row["sample_id"]: (end, times.get("latency_s")) for end, row, times in with_times(ModelFiles.of(tmp_path))}
+    assert len(found) == 9
+    for end in rows:
+        for row in rows[end]:
+            known = row in ordered
+            assert found[row["sample_id"]] == (end, row["sample_id"] if known else None)
 
 
 def test_times_are_read_as_utc() -> None:

@@ -132,6 +132,14 @@ def test_a_kept_row_says_so(tmp_path: Path) -> None:
         ({"sql": ""}, {}, ["no_sql"]),
         ({"sql": "DROP TABLE t", "clean_note": "not_a_query"}, {}, ["not_a_query"]),
         ({"sql": ""}, {"reject": ["truncated"]}, []),
+        ({"empty_result": True, "used_clock": False}, {"reject": ["empty_result", "used_clock"]}, ["empty_result"]),
+        ({"empty_result": True}, {}, []),
+        ({"sql_quality": {"cross_join": True}}, {"reject": ["cross_join", "select_star"]}, ["cross_join"]),
+        ({"exec_error_class": "timeout"}, {"reject_classes": ["timeout", "row_limit"]}, ["timeout"]),
+        ({"exec_error_class": "syntax_error"}, {"reject_classes": ["timeout"]}, []),
+        ({"variant_match": 3, "variant_count": 3}, {"require": ["variant_match"]}, []),
+        ({"variant_match": 2, "variant_count": 3}, {"require": ["variant_match"]}, ["variant_mismatch"]),
+        ({"variant_match": None, "variant_count": None}, {"require": ["variant_match"]}, ["variant_mismatch"]),
         ({}, {"min_chars": 16}, ["too_short"]),
         ({}, {"max_chars": 14}, ["too_long"]),
         ({}, {"min_chars": 15, "max_chars": 15}, []),
@@ -177,6 +185,12 @@ def test_a_check_needs_its_field(tmp_path: Path, settings: dict[str, Any]) -> No
         sift(tmp_path, [row()], **settings)
     with pytest.raises(ConfigError, match="and that stage is off"):
         check_stages(settings, ["generate", "clean"])
+
+
+def test_an_unknown_reason_is_an_error(tmp_path: Path) -> None:
+    """What can be rejected by name is a closed list."""
+    with pytest.raises(ConfigError, match=r"filter\.reject: found 'emptyresult', allowed are empty_output"):
+        sift(tmp_path, [row()], reject=["emptyresult"])
 
 
 def test_an_unknown_requirement_is_an_error(tmp_path: Path) -> None:
@@ -353,19 +367,18 @@ def test_the_cap_by_chunks_and_then_over_all_is_the_cap_over_all() -> None:
 
 # --------------------------------------------------------------------------------------------- a user's package
 
-#: The example of the documentation: a package of one module that adds a filter and a scorer.
-PLUGIN = """
-def no_star(settings):
-    def check(row):
-        return "select_star" if "*" in row["sql"] else None
-    return check
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "filters.md"
 
-def brevity(settings):
-    return lambda row: max(0.0, 1.0 - len(row["sql"]) / settings["chars"])
-"""
+
+def example() -> str:
+    """Return the module that the documentation shows."""
+    return DOCUMENTATION.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+
+
 ENTRY_POINTS = """
 [potstill.filters]
 no_star = shop_checks:no_star
+failing = shop_checks:failing
 broken = shop_checks:missing
 [potstill.scorers]
 brevity = shop_checks:brevity
@@ -378,7 +391,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "site"
     metadata = site / "shop_checks-1.0.dist-info"
     metadata.mkdir(parents=True)
-    (site / "shop_checks.py").write_text(PLUGIN)
+    (site / "shop_checks.py").write_text(
+        example() + "\n\ndef failing(settings):\n    return lambda row: row['absent']\n"
+    )
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shop-checks\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
     monkeypatch.syspath_prepend(str(site))
@@ -392,6 +407,13 @@ def test_a_users_filter(tmp_path: Path) -> None:
     kept, rejected = sift(tmp_path, rows, plugins=[{"name": "no_star", "settings": {}}])
     assert [item["sample_id"] for item in kept] == ["s1"]
     assert rejected[0]["reject_reasons"] == ["select_star"]
+
+
+@pytest.mark.usefixtures("package")
+def test_a_users_filter_that_fails(tmp_path: Path) -> None:
+    """A filter that raises stops the job, with its name and the row's."""
+    with pytest.raises(ConfigError, match="'failing' failed on row s1: KeyError"):
+        sift(tmp_path, [row(1)], plugins=[{"name": "failing"}])
 
 
 @pytest.mark.usefixtures("package")

@@ -16,7 +16,7 @@ if STUDENTS:
             students=expand(
                 f"{RUN}/{{student}}/{{end}}.jsonl",
                 student=STUDENTS,
-                end=["merged", "rejected"],
+                end=["merged", "rejected", "not_asked"],
             ),
         output:
             agreement=f"{RUN}/score_agreement.json",
@@ -31,7 +31,9 @@ if STUDENTS:
             mem_mb=600,
         params:
             students=STUDENTS,
-            pass_score=PLAN.config["score"]["gold"] if PLAN.has("score") else 1.0,
+            # What the filter keeps passes: with a judge's part in it, no score may be as high as gold's.
+            pass_score=(PLAN.config["filter"] or {}).get("min_score")
+            or (PLAN.config["score"]["gold"] if PLAN.has("score") else 1.0),
         message:
             "Comparing students with the teacher"
         script:

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "clean": "extract the statement from each answer of a file",
     "execute": "run each statement of a file, read-only, and compare it with gold",
     "export": "write merged rows as training files: messages, sharegpt, alpaca, mlx, parquet, dpo, kto, huggingface",
+    "agreement": "compare a student's scores with its teacher's, row by row",
     "push": "upload a dataset folder to the Hugging Face hub",
     "preview": "show rendered prompts and request bodies; nothing is sent",
     "status": "show how far a run is, from its files alone",

@@ -45,9 +45,7 @@ def run(args: argparse.Namespace) -> int:
 def _prepared(config: Config) -> Iterator[Row]:
     """Yield the rows as `prepare_rows` makes them; say what is wrong with a line that is none."""
     template = config["prompt"]["template"]
-    prompt = Prompt(
-        template and Path(template), config["prompt"]["system"], config["prompt"]["messages_field"]
-    )
+    prompt = Prompt(template and Path(template), config["prompt"]["system"], config["prompt"]["messages_field"])
     maker = RowMaker(config["input"], config["prepare"], prompt)
     with tempfile.TemporaryDirectory() as folder, publish(Path(folder) / "rejected.jsonl") as rejected:
         inputs = config["input"]["path"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from potstill.config.locate import find_file
+from potstill.config.model import load_model
 from potstill.config.schema import complete, format_key, load_yaml
 from potstill.errors import ConfigError, InputError
 from potstill.readers import expand_inputs
@@ -53,7 +55,7 @@ def complete_config(config: Mapping[str, Any], where: str) -> Config:
     _refuse_secrets(config, where)
     completed = complete(config, "config", where)
     if "clean" not in completed:
-        default = {} if completed["execute"] is not None else None
+        default: Config | None = {} if completed["execute"] is not None else None
         completed = complete({**config, "clean": default}, "config", where)
     if completed["execute"] is None:
         completed["score"] = None
@@ -90,7 +92,9 @@ def _check_models(config: Config, where: str) -> None:
         alias = model["alias"]
         # Folders of two names that differ in case only are one on some filesystems.
         if alias.lower() in seen:
-            raise ConfigError(f"{where}: models[{number}].alias: {alias} is taken ({seen[alias.lower()]}); give each its own")
+            raise ConfigError(
+                f"{where}: models[{number}].alias: {alias} is taken ({seen[alias.lower()]}); give each its own"
+            )
         seen[alias.lower()] = alias
     if any(model["role"] == "student" for model in config["models"]):
         if all(model["role"] == "student" for model in config["models"]):
@@ -125,7 +129,10 @@ def _check_stages(config: Config, where: str) -> None:
         if config["clean"] is not None:
             make_cleaner(config["clean"])
         if config["filter"] is not None:
-            check_stages(config["filter"], [stage for stage in ("clean", "execute", "judge", "score") if config[stage] is not None])
+            check_stages(
+                config["filter"],
+                [stage for stage in ("clean", "execute", "judge", "score") if config[stage] is not None],
+            )
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
@@ -135,6 +142,9 @@ def _find_files(config: Config, where: str) -> None:
     prompt, execute = config["prompt"], config["execute"]
     for number, model in enumerate(config["models"]):
         model["config"] = _find(model["config"], f"{where}: models[{number}].config", Path.is_file)
+        load_model(Path(model["config"]))
+    for key in ("output_dir", "answers_dir"):
+        _check_writable(Path(config[key]), f"{where}: {key}")
     if prompt["template"] is not None:
         prompt["template"] = _find(prompt["template"], f"{where}: prompt.template", Path.is_file)
     if config["judge"] is not None:
@@ -152,6 +162,17 @@ def _find_files(config: Config, where: str) -> None:
         expand_inputs(config["input"]["path"])
     except InputError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _check_writable(folder: Path, key: str) -> None:
+    """Check that a folder is one that can be written, or can be made."""
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{key}: {folder}: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{key}: {folder}: {nearest} cannot be written; name another folder, or change its permissions"
+        )
 
 
 def _find(path: str, key: str, is_there: Any) -> str:

@@ -53,7 +53,8 @@ def load_yaml(path: Path, what: str) -> dict[str, Any]:
         raise ConfigError(f"{what} {path}: not valid YAML: {detail}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{what} {path}: a mapping of keys was expected, found {_describe(value)}")
-    return value
+    mapping: dict[str, Any] = value
+    return mapping
 
 
 def complete(value: Mapping[str, Any], schema_name: str, where: str) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """cost_report.json: the tokens of one model's answers by kind, and what they cost by the model file's price table.
 
-Failed rows that were paid for count too. Without prices the tokens are counted and every sum of money is null. An
-answer that was there before the run began cost nothing in this run: the answer store saved it.
+Failed rows that were paid for count too, and so does a judge. Without prices the tokens are counted and every sum of
+money is null. An answer that was there before the run began cost nothing in this run: the answer store saved it.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from potstill.config.model import Prices
 
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+JUDGE_TOKENS = ("prompt_tokens", "completion_tokens")
 #: No answer has more tokens; a larger number is a fault of the server.
 MOST_TOKENS = 1 << 40
 _ENDS = ("kept", "rejected", "failed")
@@ -36,12 +38,16 @@ class _Spent:
         self.rows = self.without_usage = self.reused = 0
         self.tokens = dict.fromkeys(TOKENS, 0)
         self.money = self.saved = 0.0
+        self.judge_tokens = dict.fromkeys(JUDGE_TOKENS, 0)
+        self.judge_money: float | None = 0.0
 
     def add(self, row: Row, times: Row) -> None:
         self.rows += 1
         answered_at = parse_time(times.get("answered_at"))
         reused = None not in (self._started, answered_at) and answered_at < self._started  # type: ignore[operator]
         self.reused += reused
+        if isinstance(judged := row.get("judge_usage"), dict):
+            self._add_judge(judged)
         usage = row.get("usage")
         if not isinstance(usage, dict):
             self.without_usage += 1
@@ -53,6 +59,13 @@ class _Spent:
         self.money += money
         self.saved += money if reused else 0.0
 
+    def _add_judge(self, usage: Mapping[str, Any]) -> None:
+        """Add what the judge took; its answers carry their cost where its model file has prices."""
+        for kind in JUDGE_TOKENS:
+            self.judge_tokens[kind] += count_tokens(usage, kind)
+        cost = as_number(usage.get("cost"))
+        self.judge_money = None if cost is None or self.judge_money is None else self.judge_money + cost
+
 
 def count_tokens(usage: Mapping[str, Any], kind: str) -> int:
     """Return the tokens of one kind; 0 where the server did not count them, or said something impossible."""
@@ -60,12 +73,26 @@ def count_tokens(usage: Mapping[str, Any], kind: str) -> int:
     return int(number) if number is not None and 0 <= number < MOST_TOKENS else 0
 
 
-def with_times(rows: Path, timings: Path) -> Iterator[tuple[Row, Row]]:
-    """Yield each row of a merged file with its line of timings.jsonl, which has the rows of a file in their order."""
-    lines = read_rows(timings)
-    for row in read_rows(rows):
-        key = (row.get("sample_id"), row.get("sample_index", 0))
-        yield row, next((line for line in lines if (line.get("sample_id"), line.get("sample_index")) == key), {})
+def with_times(files: ModelFiles) -> Iterator[tuple[str, Row, Row]]:
+    """Yield each kept, rejected and failed row, its end first, with its line of timings.jsonl last.
+
+    The lines stand in the order of the files' rows, so one pass over all four does: each line belongs to the row that
+    is next in one of the three. A row without a line has none of its times.
+    """
+    streams = {end: read_rows(getattr(files, end)) for end in _ENDS}
+    heads = {end: next(stream, None) for end, stream in streams.items()}
+    for line in read_rows(files.timings):
+        end = next((end for end, row in heads.items() if row is not None and _key(row) == _key(line)), None)
+        if end is not None and (row := heads[end]) is not None:
+            yield end, row, line
+            heads[end] = next(streams[end], None)
+    for end, stream in streams.items():
+        rest = itertools.chain([head] if (head := heads[end]) is not None else [], stream)
+        yield from ((end, row, {}) for row in rest)
+
+
+def _key(row: Row) -> tuple[object, object]:
+    return row.get("sample_id"), row.get("sample_index", 0)
 
 
 def find_start(logs: Iterable[Path]) -> float | None:
@@ -99,16 +126,17 @@ def write_cost_report(
     started = find_start(logs)
     spent = {end: _Spent(prices, started) for end in _ENDS}
     known = started is not None
-    for end in _ENDS:
-        for row, times in with_times(getattr(files, end), files.timings):
-            spent[end].add(row, times)
+    for end, row, times in with_times(files):
+        spent[end].add(row, times)
     report = {"model": model, "prices": asdict(prices) if prices else None, **_sums(spent, prices is not None, known)}
     publish_json(output, report)
     return report
 
 
 def _sums(spent: Mapping[str, _Spent], priced: bool, start_known: bool) -> dict[str, Any]:
-    total = sum(end.money for end in spent.values()) if priced else None
+    judge_parts = [end.judge_money for end in spent.values()]
+    judge = None if None in judge_parts else sum(part or 0.0 for part in judge_parts)
+    total = sum(end.money for end in spent.values()) + judge if priced and judge is not None else None
     answered, kept = spent["kept"].rows + spent["rejected"].rows, spent["kept"].rows
     tokens = {kind: sum(end.tokens[kind] for end in spent.values()) for kind in TOKENS}
     return {
@@ -116,7 +144,9 @@ def _sums(spent: Mapping[str, _Spent], priced: bool, start_known: bool) -> dict[
         "answered": answered,
         "kept": kept,
         "rows_without_usage": sum(end.without_usage for end in spent.values()),
+        **{f"judge_{kind}": sum(end.judge_tokens[kind] for end in spent.values()) for kind in JUDGE_TOKENS},
         "cost_total": total,
+        "cost_judge": judge,
         **{f"cost_{end}": spent[end].money if priced else None for end in _ENDS},
         "cost_per_row": ratio(total, answered),
         "cost_per_accepted_row": ratio(total, kept),

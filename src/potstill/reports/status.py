@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from potstill.errors import ConfigError, InputError
 from potstill.generate.costs import cost_of
@@ -26,7 +26,16 @@ RATE_WINDOW_S = 300
 _BLOCK = 1 << 20
 _LOG_TAIL = 1 << 16
 #: The line that the engine writes every few seconds: rows done of all rows.
-_PROGRESS = re.compile(rb" INFO (\d+)(?:/\d+ \(\d+ %\))? rows, ")
+_PROGRESS = re.compile(rb" INFO (\d+)(?:/\d+ \(\d+ %\))? rows, (\d+\.\d+) rows/s")
+#: A job says how far it is every ten seconds; one that has said nothing for so long is not at work.
+_SILENT_S = 60
+
+
+class Progress(NamedTuple):
+    """How far chunks are that are not done, and how many rows end in a second."""
+
+    rows: int
+    rate: float
 
 
 @dataclass
@@ -131,6 +140,7 @@ class StatusReader:
         folder = self._run_dir / alias
         prices = _prices(folder / "model.yaml")
         done = [counts for chunk in chunks if (counts := self._chunk(folder / "generated", chunk, prices)) is not None]
+        under_way = self._under_way(alias, chunks)
         moments = sorted(moment for counts in done for moment in counts.moments)
         stages = {"generated": (len(done), sum(counts.rows for counts in done))}
         for stage in [*STAGES[1:], "filtered"]:
@@ -142,11 +152,11 @@ class StatusReader:
             answered=sum(counts.answered for counts in done),
             failed=sum(counts.failed for counts in done),
             not_asked=sum(counts.not_asked for counts in done),
-            under_way=self._under_way(alias, chunks),
+            under_way=under_way.rows,
             errors=sum((counts.errors for counts in done), Counter()),
             money=sum(counts.money for counts in done) if prices else None,
             currency=prices.currency if prices else "",
-            rate=_rate(moments),
+            rate=under_way.rate or _rate(moments),
             last_answer=moments[-1] if moments else None,
             merged=(folder / "merged.jsonl").is_file(),
         )
@@ -162,12 +172,13 @@ class StatusReader:
             self._chunks[path] = known = (state, _count_chunk(folder, chunk, prices))
         return known[1]
 
-    def _under_way(self, alias: str, chunks: Sequence[str]) -> int:
-        """Return the rows that have their end in chunks that are not done, as the jobs' logs last said."""
+    def _under_way(self, alias: str, chunks: Sequence[str]) -> Progress:
+        """Return the rows that have their end in chunks that are not done, and their rate, as the jobs' logs last said."""
         logs = self._run_dir / "logs" / "generate_answers" / alias
         generated = self._run_dir / alias / "generated"
         open_chunks = [chunk for chunk in chunks if not (generated / f"{chunk}.jsonl").is_file()]
-        return sum(_last_progress(logs / f"{chunk}.log") for chunk in open_chunks)
+        found = [_last_progress(logs / f"{chunk}.log") for chunk in open_chunks]
+        return Progress(sum(one.rows for one in found), sum(one.rate for one in found))
 
     def _stage(self, folder: Path, chunks: Sequence[str]) -> tuple[int, int]:
         """Return how many chunks of a stage are done, and the rows in them."""
@@ -196,14 +207,18 @@ def _state(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _last_progress(log: Path) -> int:
-    """Return the number of the last progress line in the end of a log; 0 where there is none."""
+def _last_progress(log: Path) -> Progress:
+    """Return what the last progress line in the end of a log says; a job that has fallen silent has no rate."""
     if not log.is_file():
-        return 0
+        return Progress(0, 0.0)
+    state = log.stat()
     with log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - _LOG_TAIL))
+        stream.seek(max(0, state.st_size - _LOG_TAIL))
         found = _PROGRESS.findall(stream.read())
-    return int(found[-1]) if found else 0
+    if not found:
+        return Progress(0, 0.0)
+    rows, rate = found[-1]
+    return Progress(int(rows), float(rate) if time.time() - state.st_mtime < _SILENT_S else 0.0)
 
 
 def _prices(model_file: Path) -> Prices | None:
@@ -276,10 +291,10 @@ def _details(model: ModelStatus, asked: int | None, now: float) -> Iterator[str]
         yield f"  money so far: {model.money:.6g} {model.currency}".rstrip()
     if model.rate is not None:
         yield f"  rate: {model.rate:.3g} answers per second"
-    if model.last_answer is None or model.merged:
+    if model.merged:
         return
-    quiet = now - model.last_answer
-    yield f"  last finished answer: {_span(quiet)} ago"
+    if model.last_answer is not None:
+        yield f"  last answer of a finished chunk: {_span(now - model.last_answer)} ago"
     if asked is not None and model.rate:
         left = asked - model.answered - model.failed - model.not_asked - model.under_way
         yield f"  left: {left} rows, about {_span(left / model.rate)} at this rate"

@@ -8,12 +8,15 @@ from itertools import islice
 from typing import NamedTuple
 
 from potstill.sql.reasoning import is_quoted
-from potstill.sql.scan import QUERY_WORDS, first_keyword, unfinished
+from potstill.sql.scan import QUERY_WORDS, first_keyword, unfinished, words
 
 #: Words behind a fence that name SQL; a label with more to it (`sql title="x"`) begins with one of them.
 SQL_LABELS = frozenset(
-    "sql sqlite sqlite3 postgresql postgres psql pgsql plpgsql mysql mariadb tsql t-sql plsql pl/sql duckdb snowflake "
-    "bigquery oracle hive spark sparksql ansi-sql mssql presto trino redshift clickhouse query sqlquery".split()
+    words(
+        "sql sqlite sqlite3 postgresql postgres psql pgsql plpgsql mysql mariadb tsql t-sql plsql pl/sql duckdb",
+        "snowflake bigquery oracle hive spark sparksql ansi-sql mssql presto trino redshift clickhouse query",
+        "sqlquery",
+    )
 )
 #: Labels that say nothing about what is inside.
 NEUTRAL_LABELS = frozenset(
@@ -21,13 +24,16 @@ NEUTRAL_LABELS = frozenset(
 )
 #: Labels of programs that may carry a statement in a string.
 PROGRAM_LABELS = frozenset(
-    "python py python3 ipython javascript js typescript ts java kotlin scala go golang rust ruby php c csharp c# cs r "
-    "bash sh shell zsh console terminal powershell cmd cpp c++ jinja jinja2 yaml yml xml html".split()
+    words(
+        "python py python3 ipython javascript js typescript ts java kotlin scala go golang rust ruby php c csharp",
+        "c# cs r bash sh shell zsh console terminal powershell cmd cpp c++ jinja jinja2 yaml yml xml html",
+    )
 )
 JSON_LABELS = frozenset(["json", "jsonc", "json5", "jsonl"])
 
 _BACKTICKS = re.compile(r"```+(?P<tilde>)?")
 _FENCE = re.compile(r"`{3,}|^[ \t>*+-]*(?P<tilde>~{3,})", re.MULTILINE)
+_WRONG_CLOSING = re.compile(r"^[ \t]*(?:``+|~~~+)[ \t]*\r?$", re.MULTILINE)
 _LABEL = re.compile(r"[ \t]*\{?\.?(?P<label>[A-Za-z][\w+#./-]*)?")
 _GLUED = re.compile(r"(?P<label>sql|sqlite|sqlite3|postgresql|mysql)(?=SELECT\b|WITH\b|VALUES\b)", re.IGNORECASE)
 _CONTENT_START = re.compile(
@@ -166,7 +172,9 @@ def _open(text: str, start: int, mark: str) -> _Opening:
 
 
 def _in_literal(text: str, opening: _Opening, start: int, end: int) -> bool:
-    """Say whether a fence mark is data: SQL before it has an open literal that closes behind it."""
+    """Say whether a fence mark is data: SQL before it has an open literal that closes behind it, or JSON goes on."""
+    if opening.label in JSON_LABELS:
+        return _before_on_line(text, start).strip() != "" and text[end : end + 1] not in ("", "\n", "\r", " ")
     if opening.label not in SQL_LABELS and opening.label:
         return False
     content = text[opening.body : start]
@@ -182,6 +190,10 @@ def _in_literal(text: str, opening: _Opening, start: int, end: int) -> bool:
 
 def _close(text: str, opening: _Opening, start: int, end: int, *, closed: bool = True) -> Block:
     content = text[opening.body : start]
+    if not closed:
+        # Closed by marks of the wrong kind or number, as some do.
+        wrong = _WRONG_CLOSING.search(content)
+        content = content[: wrong.start()] if wrong else content
     if opening.indent:
         content = _outdent(content, opening.indent)
     return Block(opening.label, content.strip("\r\n \t"), opening.start, end, closed)

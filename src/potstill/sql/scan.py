@@ -15,6 +15,12 @@ from typing import NamedTuple
 #: A full-width semicolon is what a Chinese keyboard gives; no dialect uses it for anything else.
 TERMINATORS = ";；"
 
+
+def words(*lines: str) -> tuple[str, ...]:
+    """Return the words of some lines: a list of words is better read as a sentence than as a column."""
+    return tuple(" ".join(lines).split())
+
+
 #: The words that a query begins with; a statement that begins with another is none.
 QUERY_WORDS = frozenset(["SELECT", "WITH", "VALUES"])
 
@@ -36,6 +42,7 @@ _DOLLAR = rf"""'[^']*'|"[^"]*"|\$(?P<tag>[A-Za-z_]*)\$.*?\$(?P=tag)\$|{_COMMENT}
 _ESCAPING_DIALECTS = frozenset({"mysql", "bigquery", "spark", "spark2", "databricks", "hive", "doris", "starrocks"})
 _DOLLAR_DIALECTS = frozenset({"postgres", "postgresql", "duckdb", "redshift", "materialize", "risingwave"})
 
+_EMPTY = re.compile(rf"(?:{_BLANK_CLASS}|[;；])*+")
 _LEADING = re.compile(rf"(?:{_BLANK_CLASS}++|{_COMMENT})*+", re.DOTALL)
 _LEADING_PARENTHESES = re.compile(rf"(?:{_BLANK_CLASS}++|\(|{_COMMENT})*+", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -68,7 +75,7 @@ def _marks(dialect: str) -> re.Pattern[str]:
 
 
 def is_plain(text: str) -> bool:
-    """Say whether a text is so plain that it needs no scan: no terminator, no comment, all quotes and parentheses paired.
+    """Say whether a text needs no scan: no terminator, no comment, all quotes and parentheses paired.
 
     A few counts in C instead of a walk; most statements are so. False means only that nothing is known.
     """
@@ -156,6 +163,8 @@ def statements(text: str, start: int = 0, *, dialect: str = "sqlite") -> Iterato
         if statement.end > statement.start:
             yield statement
         start = statement.limit + 1
+        empty = _EMPTY.match(text, start)
+        start = empty.end() if empty else start
 
 
 def strip_statement(text: str, *, dialect: str = "sqlite") -> str:

@@ -75,7 +75,8 @@ def clean_rows(input: Path, output: Path, *, settings: dict[str, Any]) -> CleanC
             out.write(row)
         if counts.rows and missing == counts.rows:
             raise InputError(
-                f"{input}: no row has the field {source!r} (found: {', '.join(example)}); name it with clean.field or --field"
+                f"{input}: no row has the field {source!r} (found: {', '.join(example)}); "
+                "name it with clean.field or --field"
             )
     return counts
 
@@ -87,7 +88,8 @@ def _add(row: Row, extract: Extract, target: str, counts: CleanCounts) -> None:
     counts.rows += 1
     counts.found += extract.method != "none"
     counts.methods[extract.method] += 1
-    counts.notes.update(extract.notes)
+    for note in extract.notes:
+        counts.notes[note] += 1
 
 
 def output_field(settings: dict[str, Any]) -> str:

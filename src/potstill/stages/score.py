@@ -83,7 +83,8 @@ def _base(row: Row, settings: Mapping[str, Any], counts: ScoreCounts, *, needed:
     if "exec_pass" not in row:
         if needed:
             raise ConfigError(
-                "score: the rows have no `exec_pass`, since `execute` is off; set `score: null`, or name a scorer in `score.scorers`"
+                "score: the rows have no `exec_pass`, since `execute` is off; "
+                "set `score: null`, or name a scorer in `score.scorers`"
             )
         return None
     if row.get("gold_match") is True:

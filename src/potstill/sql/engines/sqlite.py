@@ -18,20 +18,18 @@ import re
 import sqlite3
 import time
 from collections import OrderedDict
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+from potstill.sql.engines.fetch import fetch_all
 from potstill.sql.limits import Limits
-from potstill.sql.outcome import Cells, ErrorClass, QueryError, Result
+from potstill.sql.outcome import ErrorClass, QueryError, Result
 from potstill.sql.pinned import PINNED_NAMES, PinnedFunctions
 
 #: Connections kept open; each holds a file handle or two.
 MAX_CONNECTIONS = 32
 #: Virtual machine steps between two calls of the progress handler. Fewer cost time, more let long steps add up.
 STEPS_PER_CALL = 1000
-#: Rows fetched first, and then at a time: before the next are fetched, the caps are looked at.
-FIRST_ROWS, FETCH_ROWS = 8, 64
 
-_LONG_TYPES = frozenset({str, bytes})
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 #: Functions that load code, hand out pointers, touch files or the log, or write into an index.
 _REFUSED_FUNCTIONS = frozenset(
@@ -49,6 +47,8 @@ _LIMITS = {
 }
 #: Table-valued functions that build their table on first use, which the authorizer would refuse.
 _WARMED = ("SELECT * FROM json_each('[]')", "SELECT * FROM json_tree('[]')")
+_NAMES_CLOCK = re.compile(r"\bnow\b|\bcurrent_", re.IGNORECASE)
+_PINNED_FAILED = "user-defined function raised exception"
 _PINNED_IN_SCHEMA = re.compile(rf"\b({'|'.join(PINNED_NAMES)})\b", re.IGNORECASE)
 
 #: The start of a message (SQLite has one code for most of them) -> class. The first that fits wins.
@@ -70,11 +70,19 @@ _MESSAGES: tuple[tuple[str, ErrorClass], ...] = (
     (r"interrupted", "timeout"),
     (
         r"unable to open database|file is not a database|database disk image is malformed|malformed database schema"
-        r"|unsupported file format",
+        r"|unsupported file format|database is locked|disk i/o error",
         "no_such_database",
     ),
 )
 _CLASSES = tuple((re.compile(pattern, re.IGNORECASE | re.DOTALL), name) for pattern, name in _MESSAGES)
+
+
+class _Key(NamedTuple):
+    """Which connection: of what database, with unordered rows in another order, with clock and dice pinned."""
+
+    database: str
+    other_order: bool
+    pinned: bool
 
 
 class SqliteEngine:
@@ -89,16 +97,25 @@ class SqliteEngine:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._kept: OrderedDict[tuple[str, bool], _Guarded] = OrderedDict()
+        self._kept: OrderedDict[_Key, _Guarded] = OrderedDict()
 
     def run(self, database: str, sql: str, *, other_order: bool = False) -> Result:
         """Run one statement; see `Engine`."""
-        key = (database, other_order)
-        guarded = self._connection(key)
         try:
-            return guarded.run(sql)
+            return self._run(_Key(database, other_order, True), sql)
         except QueryError as error:
-            if error.error_class in ("out_of_memory", "no_such_database", "other"):
+            if _PINNED_FAILED not in error.message:
+                raise
+        # Python hands no text to a function that is not UTF-8; the built-in functions take it.
+        result = self._run(_Key(database, other_order, False), sql)
+        result.used_clock = _NAMES_CLOCK.search(sql) is not None
+        return result
+
+    def _run(self, key: _Key, sql: str) -> Result:
+        try:
+            return self._connection(key).run(sql)
+        except QueryError as error:
+            if error.error_class in ("out_of_memory", "no_such_database", "other") and key in self._kept:
                 # What may have upset a connection is not built upon.
                 self._kept.pop(key).close()
             raise
@@ -108,14 +125,14 @@ class SqliteEngine:
         while self._kept:
             self._kept.popitem()[1].close()
 
-    def _connection(self, key: tuple[str, bool]) -> _Guarded:
+    def _connection(self, key: _Key) -> _Guarded:
         guarded = self._kept.get(key)
         if guarded is not None:
             self._kept.move_to_end(key)
             return guarded
         while len(self._kept) >= MAX_CONNECTIONS:
             self._kept.popitem(last=False)[1].close()
-        self._kept[key] = guarded = _Guarded(key[0], self._limits, other_order=key[1])
+        self._kept[key] = guarded = _Guarded(key, self._limits)
         return guarded
 
 
@@ -129,7 +146,7 @@ def set_heap_limit(max_bytes: int) -> None:
 class _Guarded:
     """One connection with all its guards."""
 
-    def __init__(self, uri: str, limits: Limits, *, other_order: bool) -> None:
+    def __init__(self, key: _Key, limits: Limits) -> None:
         self._limits = limits
         self._pinned = PinnedFunctions(limits.clock, limits.max_value_bytes)
         self._denied = ""
@@ -138,12 +155,14 @@ class _Guarded:
         self._stopped_by = ""
         try:
             # No cache of statements: the authorizer sees a statement only when it is prepared.
-            self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0, timeout=2.0)
+            self._connection = sqlite3.connect(
+                key.database, uri=True, isolation_level=None, cached_statements=0, timeout=2.0
+            )
         except sqlite3.Error as error:
             self._pinned.close()
             raise QueryError("no_such_database", f"the database cannot be opened: {error}") from error
         try:
-            self._guard(other_order)
+            self._guard(key)
         except (sqlite3.Error, MemoryError) as error:
             self.close()
             raise QueryError("no_such_database", f"the database cannot be read: {error}") from error
@@ -153,16 +172,17 @@ class _Guarded:
         self._connection.close()
         self._pinned.close()
 
-    def _guard(self, other_order: bool) -> None:
+    def _guard(self, key: _Key) -> None:
         connection = self._connection
         schema = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-        self._pinned.install(connection)
+        if key.pinned:
+            self._pinned.install(connection)
         # A replaced function is no longer one that an untrusted schema may call: a view with `date()` would fail.
-        uses_pinned = any(_PINNED_IN_SCHEMA.search(sql) for _, sql in schema)
+        uses_pinned = key.pinned and any(_PINNED_IN_SCHEMA.search(sql) for _, sql in schema)
         connection.execute(f"PRAGMA trusted_schema={'ON' if uses_pinned else 'OFF'}")
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("PRAGMA query_only=ON")
-        if other_order:
+        if key.other_order:
             connection.execute("PRAGMA reverse_unordered_selects=ON")
         self._warm(schema)
         for limit, value in _LIMITS.items():
@@ -183,6 +203,8 @@ class _Guarded:
                 continue  # a module that this SQLite lacks: whoever asks for the table gets the error
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        if action == sqlite3.SQLITE_PRAGMA and first == "data_version" and second is None:
+            return sqlite3.SQLITE_OK  # what the full-text module asks by itself whenever its table is read
         if action not in _ALLOWED:
             self._denied = _ACTIONS.get(action, f"action {action}")
             return sqlite3.SQLITE_DENY
@@ -228,34 +250,11 @@ class _Guarded:
         try:
             if cursor.description is None:
                 raise QueryError("not_a_query", "the statement has no result")
-            rows, types = self._fetch(cursor)
+            rows, types = fetch_all(cursor.fetchmany, self._limits, self._deadline)
             pinned = self._pinned
             return Result(len(cursor.description), rows, frozenset(types), pinned.used_clock, pinned.used_random)
         finally:
             cursor.close()
-
-    def _fetch(self, cursor: sqlite3.Cursor) -> tuple[list[Cells], set[type]]:
-        rows: list[Cells] = []
-        types: set[type] = set()
-        budget = self._limits.max_result_bytes
-        step = FIRST_ROWS
-        while batch := cursor.fetchmany(step):
-            rows += batch
-            for row in batch:
-                types.update(map(type, row))
-            budget -= _bytes_of(batch, types)
-            if budget < 0:
-                limit = self._limits.max_result_bytes
-                raise QueryError("too_big", f"the result has more than {limit} bytes", truncated=True)
-            if len(rows) > self._limits.max_rows:
-                limit = self._limits.max_rows
-                raise QueryError("row_limit", f"the result has more than {limit} rows", truncated=True)
-            if len(batch) < step:
-                break
-            if time.monotonic() > self._deadline:
-                raise QueryError("timeout", f"stopped after {self._limits.timeout_s:g} s")
-            step = FETCH_ROWS
-        return rows, types
 
     def _explain(self, error: BaseException) -> QueryError:
         if self._denied:
@@ -264,8 +263,6 @@ class _Guarded:
             return QueryError("timeout", f"stopped after {self._stopped_by}")
         if isinstance(error, MemoryError):
             return QueryError("out_of_memory", f"more memory than {self._limits.max_memory_bytes} bytes")
-        if isinstance(error, UnicodeEncodeError):
-            return QueryError("syntax", "the statement holds half of a surrogate pair, which is no text")
         message = str(error)
         if "Incorrect number of bindings" in message:
             return QueryError("other", "the statement has parameters, and nothing to put in their place")
@@ -277,14 +274,6 @@ class _Guarded:
 def classify(message: str) -> ErrorClass:
     """Return the class of an error of SQLite's from its message."""
     return next((name for pattern, name in _CLASSES if pattern.search(message)), "other")
-
-
-def _bytes_of(rows: list[Cells], types: set[type]) -> int:
-    """Return how much rows weigh; a number counts eight bytes, a character one."""
-    size = 8 * len(rows) * len(rows[0])
-    if types.isdisjoint(_LONG_TYPES):
-        return size
-    return size + sum([len(cell) for row in rows for cell in row if isinstance(cell, str | bytes)])
 
 
 def _decode(raw: bytes) -> str:
