@@ -295,7 +295,7 @@ def test_offline_replays_and_misses_loudly(work: Work) -> None:
     work.rows("a", "b")
     work.run()
     before = (work.folder / "answered.jsonl").read_bytes()
-    work.client = {"base_url": "http://127.0.0.1:9/v1"}
+    work.client = {"base_url": "http://127.0.0.1:9/v1", "api_key_env": "A_KEY_THAT_NOBODY_HAS_SET"}
     assert work.run(offline=True).requests == 0
     assert (work.folder / "answered.jsonl").read_bytes() == before
     work.rows("a", "b", "c")
