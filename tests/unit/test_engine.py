@@ -118,11 +118,7 @@ def test_equal_rows_are_asked_once(work: Work) -> None:
 
 
 def test_samples_never_collapse(work: Work) -> None:
-<<<<<<< HEAD
     """So many samples are as many requests and answers, and more samples later ask only for the new ones."""
-=======
-    """K samples are k requests with k answers, and more samples later ask only for the new ones."""
->>>>>>> main
     work.server.control(nondeterministic=True)
     work.rows("a", "b")
     assert work.run(samples=3).requests == 6
