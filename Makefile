@@ -48,6 +48,7 @@ profiles: $(VENV)/.installed  ## link our profiles to where `snakemake --profile
 
 docs: $(VENV)/.installed  ## write the tables of config/README.md anew
 	$(BIN)/python -m potstill.config.document
+	$(BIN)/python -m snakemake_executor_plugin_siflow.document
 
 # The short forms are what CI runs; the long ones give the numbers of RELIABILITY.md.
 crash-test: $(VENV)/.installed-dev  ## 1000 SIGKILLs of a generate job, and journals broken on purpose (hours)
@@ -57,10 +58,10 @@ crash-test-short: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.crash --rows 2000 --kills 25 --seeds 1 --mutants
 
 siflow-chaos: $(VENV)/.installed-dev  ## the SiFlow executor against faults of the platform (hours)
-	$(BIN)/python -m tests.siflow.chaos --full
+	$(BIN)/python -m tests.siflow.chaos --full --output build/siflow-scorecard.md
 
 siflow-chaos-short: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.siflow.chaos --short
+	$(BIN)/python -m tests.siflow.chaos --short --output build/siflow-scorecard.md
 
 bench: $(VENV)/.installed-dev  ## measure the engine beside a bare loop
 	$(BIN)/python bench/generate.py

@@ -5,6 +5,7 @@ Plain Python, so that it can be tested without Snakemake; the rule files only sp
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+
+import yaml
 
 from potstill.chunks import chunk_names, count_chunks
 from potstill.config.model import load_model
@@ -209,22 +212,37 @@ class Plan:
         return needed
 
 
-def plan_run(config: Mapping[str, Any], files: Sequence[str | Path] = ()) -> Plan:
+def plan_run(
+    config: Mapping[str, Any], files: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None
+) -> Plan:
     """Validate a config and work out the run.
 
     Args:
         config: What the user wrote.
         files: The config files it comes from, for messages.
+        overrides: What of it stood on the command line (`--config`): Snakemake leaves nested values there as text.
 
     Raises:
         ConfigError: If the config cannot be used.
     """
     where = f"config {', '.join(os.path.relpath(file) for file in files)}" if files else "config"
-    completed = complete_config(config, where)
+    completed = complete_config(_retype(config, overrides or {}), where)
     inputs = expand_inputs(completed["input"]["path"])
     chunks = completed["chunks"]
     count = chunks["count"] if "count" in chunks else count_chunks(_count_input(inputs), chunks["rows"])
     return Plan(completed, inputs, chunk_names(count))
+
+
+def _retype(value: Any, override: Any) -> Any:
+    """Return a value in which what came as text from the command line has the type that YAML gives it."""
+    if isinstance(override, Mapping) and isinstance(value, Mapping):
+        return {key: _retype(item, override[key]) if key in override else item for key, item in value.items()}
+    if isinstance(override, list) and isinstance(value, list) and len(override) == len(value):
+        return [_retype(item, other) for item, other in zip(value, override, strict=True)]
+    if isinstance(override, str) and value == override:
+        with contextlib.suppress(yaml.YAMLError):
+            return yaml.safe_load(override)
+    return value
 
 
 def _count_input(inputs: Sequence[Path]) -> int:
@@ -253,7 +271,9 @@ def enter_folder(plan: Plan, arguments: Sequence[str]) -> None:
         plan: The run; only its own outputs are ever removed.
         arguments: The command line of Snakemake: a dry run or a report clears up too, but holds nothing.
     """
-    found = recover(SNAKEMAKE_FOLDER, plan.owns)
+    # Tasks on SiFlow outlive their controller and are taken over by the next one: their outputs are not ours to remove.
+    remote = (SNAKEMAKE_FOLDER / "siflow" / "run_id").exists()
+    found = recover(SNAKEMAKE_FOLDER, (lambda _: False) if remote else plan.owns)
     if found.locks_removed or found.outputs_removed:
         _say(
             f"an earlier run here was killed: {found.locks_removed} locks and {len(found.outputs_removed)} unfinished "

@@ -145,6 +145,12 @@ def test_config_on_the_command_line_alone_changes_the_demo() -> None:
     assert rules_of(output)["execute_answers"] == 4
 
 
+def test_nested_values_on_the_command_line_have_their_type() -> None:
+    """`--config chunks='{count: 7}'` is a number, though Snakemake leaves it as text."""
+    command = [*SNAKEMAKE, "--snakefile", str(ROOT / "Snakefile"), "-n", "--config", "run=other", "chunks={count: 7}"]
+    assert rules_of(run(command, ROOT).stdout)["execute_answers"] == 7
+
+
 FOREIGN = """
 configfile: "foreign.yaml"
 
