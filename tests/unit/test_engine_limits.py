@@ -35,12 +35,15 @@ def _files(folder: Path, url: str, rows: int) -> None:
 
 @pytest.mark.parametrize("bytes_allowed", [5_000, 60_000, 110_000])
 def test_a_full_disk_is_exit_75_and_nothing_is_lost(teacher: Server, tmp_path: Path, bytes_allowed: int) -> None:
-    """When no more can be written the command says so and ends with 75; with room again it goes on, nothing is corrupt."""
+    """When no more can be written the command ends with 75; with room again it goes on, and nothing is corrupt."""
     teacher.control(latency_s=0.01, reset=True)
     _files(tmp_path, teacher.url, 300)
     words = ["generate", "--input-path", "rows.jsonl", "--output-path", "out", "--model-config", "model.yaml"]
     # A file size limit stands for the full disk: EFBIG where a disk says ENOSPC.
-    code = f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_allowed},) * 2)"
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_allowed},) * 2)"
+    )
     full = [sys.executable, "-c", f"{code}\nfrom potstill.cli import main\nsys.exit(main({words!r}))"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(full, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60)
@@ -52,7 +55,9 @@ def test_a_full_disk_is_exit_75_and_nothing_is_lost(teacher: Server, tmp_path: P
     subprocess.run(again, cwd=tmp_path, env=environment, capture_output=True, check=True, timeout=60)
     assert len((tmp_path / "out/rows.jsonl").read_text().splitlines()) == 300
     verify = [sys.executable, "-m", "potstill", "answers", "verify", "--answers-dir", "out/answers"]
-    checked = subprocess.run(verify, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    checked = subprocess.run(
+        verify, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
     assert "300 records whole, 0 damaged" in checked.stdout
 
 
