@@ -60,6 +60,7 @@ class Plan:
         "tokens_per_minute",
         "parallel_jobs",
         "outage_timeout_s",
+        "batch_wait",
     )
 
     @property

@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "merge": "merge chunk files or folders, in order",
     "generate": "ask a teacher model for one answer per row of a file",
     "answers": "list, verify, export, prune or import the answers that were paid for",
+    "batch": "list or cancel the batches that a provider is working on",
     "clean": "extract the statement from each answer of a file",
     "execute": "run each statement of a file, read-only, and compare it with gold",
     "export": "write merged rows as training files: messages, sharegpt, alpaca, mlx, parquet, dpo, kto, huggingface",

@@ -46,6 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry-failed", action="store_true", help="ask again the rows that failed before")
     parser.add_argument("--refresh", action="store_true", help="ask everything again")
     parser.add_argument("--offline", action="store_true", help="send nothing: a missing answer is an error")
+    parser.add_argument(
+        "--mode", choices=("online", "batch"), default="online", help="batch: through the provider's batch API"
+    )
+    parser.add_argument(
+        "--batch-wait",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="stay while batches run; with --no-batch-wait the command ends with status 75 and is given again later",
+    )
     parser.add_argument("--requests-per-minute", type=float, metavar="N", help="rate limit")
     parser.add_argument("--tokens-per-minute", type=float, metavar="N", help="rate limit")
     parser.add_argument(
@@ -93,6 +102,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "retry_failed",
         "refresh",
         "offline",
+        "mode",
+        "batch_wait",
         "requests_per_minute",
         "tokens_per_minute",
     )

@@ -66,7 +66,7 @@ class Client:
         self._model = model
         self._url = URL(address.chat_url).update_query(model.query)
         self._models_url = URL(address.models_url).update_query(model.query)
-        self._proxy = model.proxy or _proxy_of_environment(self._url)
+        self._proxy = model.proxy or proxy_of_environment(self._url)
         self._may_send = may_send
         self._deadlines = Deadlines()
         self._session: aiohttp.ClientSession | None = None
@@ -80,7 +80,7 @@ class Client:
         self._fresh_session = self._make_session(force_close=True)
 
     def _make_session(self, **options: Any) -> aiohttp.ClientSession:
-        connector = _GatedConnector(self._may_send, limit=0, ttl_dns_cache=60, ssl=_ssl_context(self._model), **options)
+        connector = _GatedConnector(self._may_send, limit=0, ttl_dns_cache=60, ssl=ssl_context(self._model), **options)
         clocks = self._model.timeouts
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=clocks.connect, sock_read=clocks.first_byte)
         return aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
@@ -94,14 +94,7 @@ class Client:
 
     def use_key(self, key: str | None) -> None:
         """Send this key from now on."""
-        headers = CIMultiDict(self._model.headers)
-        headers.update({name: source.read() or "" for name, source in self._model.secret_headers.items()})
-        headers["Content-Type"] = "application/json"
-        headers.setdefault("User-Agent", "potstill")
-        name = self._model.key_header
-        if key is not None:
-            headers[name] = f"Bearer {key}" if name.lower() == "authorization" else key
-        self._headers, self._key = headers, key
+        self._headers, self._key = headers_of(self._model, key), key
 
     async def ask(self, body: bytes, seconds: float, wanted: int = 1, *, fresh: bool = False) -> Reply | Fault:
         """Send one request and return its reply or what went wrong.
@@ -172,7 +165,19 @@ class Client:
             return False
 
 
-def _proxy_of_environment(url: URL) -> str | None:
+def headers_of(model: Model, key: str | None) -> CIMultiDict[str]:
+    """Return the headers of each request: the model file's own, and the key."""
+    headers = CIMultiDict(model.headers)
+    headers.update({name: source.read() or "" for name, source in model.secret_headers.items()})
+    headers["Content-Type"] = "application/json"
+    headers.setdefault("User-Agent", "potstill")
+    name = model.key_header
+    if key is not None:
+        headers[name] = f"Bearer {key}" if name.lower() == "authorization" else key
+    return headers
+
+
+def proxy_of_environment(url: URL) -> str | None:
     """Return the proxy that the environment names for an address; asked once, not for each request."""
     host = url.host or ""
     if urllib.request.proxy_bypass(host):
@@ -180,7 +185,12 @@ def _proxy_of_environment(url: URL) -> str | None:
     return urllib.request.getproxies().get(url.scheme)
 
 
-def _ssl_context(model: Model) -> ssl.SSLContext | bool:
+def ssl_context(model: Model) -> ssl.SSLContext | bool:
+    """Return the certificates to trust: the system's, and those of the model file.
+
+    Raises:
+        ConfigError: If its file cannot be used.
+    """
     if model.ca_file is None:
         return True
     context = ssl.create_default_context()

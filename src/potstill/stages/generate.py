@@ -1,7 +1,7 @@
 """generate_answers: one chunk of rows -> the answers of one model.
 
 Each answer is in the store before it counts. What the store has already is not asked again; what is missing is
-asked with many requests in flight; all is written in the order of the input, when the last row has ended.
+asked with many requests in flight, or first in batches of the provider's; all is written in the order of the input, when the last row has ended.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def generate_chunk(
         StoreError: If the answer store is damaged.
     """
     # The engine's imports cost more than a rule's start may.
+    from potstill.answers.key import slug
     from potstill.answers.store import AnswerStore
+    from potstill.generate.batch import BatchWork, ask_in_batches, warn_of_open_batches
     from potstill.generate.chunk import Chunk
     from potstill.generate.ordered import OrderedOutput
     from potstill.generate.refusals import check_refused
@@ -72,16 +74,21 @@ def generate_chunk(
     from potstill.generate.spending import Budget
 
     job = str(answered.resolve())
-    with AnswerStore(answers_dir, model.name) as store, contextlib.ExitStack() as scope:
+    folder = answers_dir / slug(model.name)
+    with contextlib.ExitStack() as scope:
         if not settings.get("offline"):
-            check_refused(store.folder, model)
-        policy = _policy(settings, store.folder, job)
+            check_refused(folder, model)
+        policy = _policy(settings, folder, job)
+        budget = scope.enter_context(Budget.opened(folder, run_id or job, job, settings.get("budget"), model.prices))
+        if settings.get("mode") == "batch" and not settings.get("offline"):
+            work = BatchWork(model, answers_dir, settings, policy, budget, job, first_row, skip)
+            _run(ask_in_batches(work, lambda: read(rows)))
+        else:
+            warn_of_open_batches(folder)
+        store = scope.enter_context(AnswerStore(answers_dir, model.name))
         files = [answered, failed, not_asked]
         writers = [None if path is None else scope.enter_context(publish(path)) for path in files]
         output = scope.enter_context(contextlib.closing(OrderedOutput(writers, answered.parent)))
-        budget = scope.enter_context(
-            Budget.opened(store.folder, run_id or job, job, settings.get("budget"), model.prices)
-        )
         chunk = Chunk(model, store, output, policy, settings, first_row, skip, budget)
         chunk.progress.total = _count(rows, settings) if read is read_rows else None
         _run(chunk.ask(read(rows), concurrency, share))
