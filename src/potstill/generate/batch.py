@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -163,7 +162,7 @@ def _survey(store: Path) -> tuple[dict[bytes, BatchFolder], dict[str, dict[str, 
     left: dict[str, dict[str, Any]] = {}
     for batch in find_batches(store):
         if batch.is_open:
-            flying.update((bytes.fromhex(key), batch) for key in batch.keys())
+            flying.update((bytes.fromhex(key), batch) for key in batch.read_keys())
         else:
             left.update((note["key"], note) for note in batch.unfinished())
     return flying, left

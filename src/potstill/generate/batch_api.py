@@ -51,9 +51,7 @@ class BatchApi:
         clocks = self._model.timeouts
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=clocks.connect, sock_read=clocks.attempt)
         connector = aiohttp.TCPConnector(ssl=ssl_context(self._model), force_close=True)
-        self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
-        )
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
         return self
 
     async def __aexit__(
@@ -140,7 +138,9 @@ class BatchApi:
         headers = headers_of(self._model, self._key)
         if not isinstance(data, bytes):
             headers.popall("Content-Type", None)
-        seconds = _TRANSFER_S if into is not None or isinstance(data, aiohttp.FormData) else self._model.timeouts.attempt
+        seconds = (
+            _TRANSFER_S if into is not None or isinstance(data, aiohttp.FormData) else self._model.timeouts.attempt
+        )
         url = URL(f"{self.base}/{path}").update_query(self._model.query)
         try:
             async with (
@@ -202,7 +202,9 @@ class BatchApi:
             "if this server has no batch API, set generate.mode: online; else check client_config.base_url in "
             f"{self._model.file}",
         )
-        raise ConfigError(f"{self.base}: {what} is refused ({fault.message}); {advice}, then give the same command again")
+        raise ConfigError(
+            f"{self.base}: {what} is refused ({fault.message}); {advice}, then give the same command again"
+        )
 
     def _reload_key(self) -> bool:
         old, self._key = self._key, self._model.key.read()
@@ -227,7 +229,9 @@ def _object(body: bytes) -> Any:
         document = loads(body)
     except ValueError:
         document = None
-    return document if isinstance(document, dict) else Fault("invalid_response", "HTTP 200 with a body that is no object")
+    return (
+        document if isinstance(document, dict) else Fault("invalid_response", "HTTP 200 with a body that is no object")
+    )
 
 
 def _id_of(document: dict[str, Any]) -> str:

@@ -176,7 +176,9 @@ def _stop_for(fault: Fault, info: dict[str, Any]) -> PotstillError:
     text = f"batch {info['id']}: {fault.message}; all answers so far are kept"
     if fault.kind == "quota":
         return TryAgainError(f"{text}: add credit, then give the same command again")
-    return ConfigError(f"{text}: check the key and chat_config.model in the model file, then give the same command again")
+    return ConfigError(
+        f"{text}: check the key and chat_config.model in the model file, then give the same command again"
+    )
 
 
 def read_line(line: dict[str, Any]) -> Reply | Fault:
@@ -224,7 +226,10 @@ def is_torn(file: Path) -> bool:
 
 def problems_of(info: dict[str, Any]) -> str:
     """Return the provider's reasons for refusing a batch."""
-    return "; ".join(str(problem.get("message") or problem.get("code")) for problem in _problems(info)[:3]) or "no reason given"
+    return (
+        "; ".join(str(problem.get("message") or problem.get("code")) for problem in _problems(info)[:3])
+        or "no reason given"
+    )
 
 
 def is_queue_full(info: dict[str, Any]) -> bool:

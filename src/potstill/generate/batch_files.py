@@ -84,7 +84,7 @@ class BatchFolder:
         (self.path / _STATE).unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def keys(self) -> Iterator[str]:
+    def read_keys(self) -> Iterator[str]:
         """Yield the keys of its requests."""
         with contextlib.suppress(FileNotFoundError):
             for line in (self.path / LINES).open("rb"):
@@ -219,5 +219,5 @@ def job_of(note: dict[str, Any]) -> Job:
         rung=note["rung"],
         sends=note["sends"],
         usage=note["usage"],
-        repair=repair,  # type: ignore[arg-type]  # a pair, as it was written
+        repair=repair,
     )
