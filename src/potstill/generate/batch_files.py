@@ -86,8 +86,8 @@ class BatchFolder:
 
     def read_keys(self) -> Iterator[str]:
         """Yield the keys of its requests."""
-        with contextlib.suppress(FileNotFoundError):
-            for line in (self.path / LINES).open("rb"):
+        with contextlib.suppress(FileNotFoundError), (self.path / LINES).open("rb") as notes:
+            for line in notes:
                 yield loads(line)["key"]
 
     def unfinished(self) -> Iterator[dict[str, Any]]:
