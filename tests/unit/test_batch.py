@@ -287,6 +287,7 @@ def test_a_waiting_job_ends_when_its_batch_is_cancelled(work: Work) -> None:
     assert main(["batch", "cancel", "--answers-dir", str(work.folder / "answers")]) == 0
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
     assert work.server.stats()["sizes"] == [4]
+    work.server.control(hold=False)
     assert _run(work).answered == 4
     assert work.server.stats()["sizes"] == [4, 2]
 

@@ -105,10 +105,10 @@ async def ask_in_batches(work: BatchWork, rows: Callable[[], Iterable[Row]]) -> 
     async with BatchApi(work.model, work.model.addresses[0].base, work.patience_s) as api:
         while batches := write_missing(work, rows(), ended):
             await _Round(work, api, ended).take_to_the_end(batches)
-    for batch in find_batches(work.store):
-        state = batch.state()
-        if state is not None and state["step"] == "collected" and state["job"] == work.job:
-            batch.drop()
+        for batch in find_batches(work.store):
+            state = batch.state()
+            if state is not None and state["job"] == work.job:
+                await _Round(work, api, ended).tidy(batch)
 
 
 def warn_of_open_batches(store: Path) -> None:
@@ -255,6 +255,18 @@ class _Round:
                 f"{self._api.base}: the queue of batches is full ({self._queue_full}); nothing is lost: give the same "
                 "command again when other batches have ended, or set a smaller generate.batch_max_requests"
             )
+
+    async def tidy(self, batch: BatchFolder) -> None:
+        """Take away a batch of this job that no row needs any more; one that still runs is left alone."""
+        state = batch.state()
+        if state is not None and state["step"] == "created":
+            try:
+                await self._advance(batch)
+            except PotstillError as error:
+                logger.warning("%s: left as it is: %s", batch.path, error)
+        state = batch.state()
+        if state is not None and state["step"] in {"written", "uploaded", "collected"}:
+            batch.drop()
 
     def _describe(self, batches: list[BatchFolder]) -> str:
         names = [str((batch.state() or {}).get("batch_id", batch.path.name)) for batch in batches]
