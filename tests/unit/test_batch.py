@@ -258,6 +258,25 @@ def test_a_running_batch_serves_other_jobs(work: Work) -> None:
     assert work.server.stats()["sizes"] == [3, 1]
 
 
+def test_two_jobs_at_once_share_a_batch(work: Work) -> None:
+    """Two jobs that wait for the same batch take turns in looking at it; each row is paid once."""
+    work.server.control(hold=True)
+    work.rows(*_names(20))
+    with pytest.raises(TryAgainError):
+        _run(work, batch_wait=False)
+    other = Work(work.folder / "other", work.server)
+    other.folder.mkdir()
+    (other.folder / "answers").symlink_to(work.folder / "answers")
+    other.rows(*_names(20))
+    pids = [_start(work, lambda: _run(work)), _start(work, lambda: _run(other))]
+    time.sleep(0.3)
+    work.server.control(hold=False)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
+    assert _steady(work) == _steady(other)
+    stats = work.server.stats()
+    assert (stats["batches"], set(stats["answered"].values()), stats["online"]) == (1, {1}, {})
+
+
 def test_cancel_keeps_what_was_answered(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
     """`potstill batch cancel` ends the batch at the provider; the next run collects its part and asks for the rest."""
     work.server.control(hold=True)

@@ -136,8 +136,9 @@ def write_missing(work: BatchWork, rows: Iterable[Row], ended: set[bytes]) -> li
     Returns:
         All batches that hold something that is missing, old and new.
     """
+    # First the batches, then the store: what another job collects in between is found in one of them.
+    flying, left = _survey(work.store)
     with AnswerStore(work.answers_dir, work.model.name) as store:
-        flying, left = _survey(work.store)
         about = {"job": work.job, "base": work.model.addresses[0].base, "model_file": str(work.model.file.resolve())}
         most = work.settings.get("batch_max_requests", _MOST_LINES), work.settings.get("batch_max_bytes", _MOST_BYTES)
         writer = BatchWriter(work.store, about, *most)

@@ -147,12 +147,11 @@ class BatchWriter:
         self._bytes += len(line)
 
     def _begin(self) -> None:
-        name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**9:09d}-{secrets.token_hex(6)}"
-        batch = BatchFolder(self._folder / name)
-        with disk_errors(batch.path):
-            batch.path.mkdir(parents=True)
         self._scope = contextlib.ExitStack()
-        self._scope.enter_context(batch.locked())
+        batch = _new_folder(self._folder)
+        while not self._scope.enter_context(batch.locked()):
+            # Another process took it for a torn one in the moment between its making and its lock.
+            batch = _new_folder(self._folder)
         self._input: RowWriter = self._scope.enter_context(publish(batch.path / INPUT))
         self._notes: RowWriter = self._scope.enter_context(publish(batch.path / LINES))
         self._batch, self._lines, self._bytes = batch, 0, 0
@@ -169,6 +168,15 @@ class BatchWriter:
     def abandon(self, error: BaseException) -> None:
         """Leave the batch that is being written; it never appears."""
         self._scope.__exit__(type(error), error, error.__traceback__)
+
+
+def _new_folder(folder: Path) -> BatchFolder:
+    now = time.time_ns()
+    day = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 10**9))
+    batch = BatchFolder(folder / f"{day}-{now % 10**9:09d}-{secrets.token_hex(6)}")
+    with disk_errors(batch.path):
+        batch.path.mkdir(parents=True)
+    return batch
 
 
 def custom_id(key: bytes, rung: int) -> str:
