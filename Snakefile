@@ -10,6 +10,9 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
+report: "workflow/report/workflow.rst"
+
+
 # The demo's config, unless the user names one: Snakemake would merge the two, key by key.
 # (A module's `config:` replaces it anyway.)
 if not workflow.overwrite_configfiles:
@@ -23,11 +26,16 @@ include: "workflow/rules/gold.smk"
 include: "workflow/rules/generate.smk"
 include: "workflow/rules/clean.smk"
 include: "workflow/rules/execute.smk"
+include: "workflow/rules/judge.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/filter.smk"
 include: "workflow/rules/merge.smk"
 include: "workflow/rules/stats.smk"
 include: "workflow/rules/config.smk"
+include: "workflow/rules/reports.smk"
+include: "workflow/rules/page.smk"
+include: "workflow/rules/export.smk"
+include: "workflow/rules/student.smk"
 
 
 rule all:
@@ -37,4 +45,9 @@ rule all:
 
 
 onsuccess:
+    write_log(PLAN)
     print(describe_results(PLAN), file=sys.stderr)
+
+
+onerror:
+    write_log(PLAN)

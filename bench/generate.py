@@ -30,7 +30,15 @@ def write_rows(path: Path, rows: int, prompt_bytes: int) -> None:
     with path.open("w") as stream:
         for number in range(rows):
             text = f"row {number} " + "x" * prompt_bytes
-            stream.write(json.dumps({"sample_id": hashlib.sha256(b"%d" % number).hexdigest(), "messages": [{"role": "user", "content": text}]}) + "\n")
+            stream.write(
+                json.dumps(
+                    {
+                        "sample_id": hashlib.sha256(b"%d" % number).hexdigest(),
+                        "messages": [{"role": "user", "content": text}],
+                    }
+                )
+                + "\n"
+            )
 
 
 def bare(source: Path, target: Path, url: str, concurrency: int) -> None:
@@ -68,16 +76,30 @@ def ours(source: Path, target: Path, url: str, concurrency: int) -> None:
 
     folder = target.parent
     model = folder / "model.yaml"
-    model.write_text(json.dumps({"client_config": {"base_url": url}, "chat_config": {"model": "fake", "temperature": 0.5, "max_tokens": 100}}))
+    model.write_text(
+        json.dumps(
+            {
+                "client_config": {"base_url": url},
+                "chat_config": {"model": "fake", "temperature": 0.5, "max_tokens": 100},
+            }
+        )
+    )
     generate_chunk(
-        source, target, folder / "failed.jsonl", folder / "not_asked.jsonl",
-        model=load_model(model), settings={}, concurrency=concurrency, answers_dir=folder / "answers",
+        source,
+        target,
+        folder / "failed.jsonl",
+        folder / "not_asked.jsonl",
+        model=load_model(model),
+        settings={},
+        concurrency=concurrency,
+        answers_dir=folder / "answers",
     )
 
 
 def measure_here(which: str, source: Path, target: Path, url: str, concurrency: int) -> None:
     """Run one of the two in this process and print what it took, as JSON; imports are not counted."""
     import aiohttp  # noqa: F401 - both need it
+
     import potstill.stages.generate  # noqa: F401
 
     before = resource.getrusage(resource.RUSAGE_SELF)
@@ -101,7 +123,9 @@ def measure(which: str, source: Path, url: str, concurrency: int) -> dict[str, A
         return result
 
 
-def compare(name: str, folder: Path, rows: int, concurrency: int, rounds: int, prompt_bytes: int, **teacher: Any) -> None:
+def compare(
+    name: str, folder: Path, rows: int, concurrency: int, rounds: int, prompt_bytes: int, **teacher: Any
+) -> None:
     """Print the ratios of one setting."""
     source = folder / f"rows-{rows}.jsonl"
     write_rows(source, rows, prompt_bytes)
@@ -114,7 +138,9 @@ def compare(name: str, folder: Path, rows: int, concurrency: int, rounds: int, p
                 assert result["rows"] == rows, result
                 found[which].append(result)
     walls = {which: statistics.median(result["wall"] for result in results) for which, results in found.items()}
-    cpus = {which: 1000 * statistics.median(result["cpu"] for result in results) / rows for which, results in found.items()}
+    cpus = {
+        which: 1000 * statistics.median(result["cpu"] for result in results) / rows for which, results in found.items()
+    }
     pairs = statistics.median(o["wall"] / b["wall"] for o, b in zip(found["ours"], found["bare"], strict=True))
     print(
         f"{name}: {rows} rows, {concurrency} in flight: bare {walls['bare']:.2f} s ({rows / walls['bare']:.0f}/s, "
@@ -156,7 +182,16 @@ def main() -> None:
             compare("no latency", folder, args.rows, 64, args.rounds, 300)
         for concurrency in (256, 1024):
             if args.only in (None, str(concurrency)):
-                compare("log-normal latency (0.2 s, sigma 0.8)", folder, args.rows, concurrency, args.rounds, 300, latency_s=0.2, sigma=0.8)
+                compare(
+                    "log-normal latency (0.2 s, sigma 0.8)",
+                    folder,
+                    args.rows,
+                    concurrency,
+                    args.rounds,
+                    300,
+                    latency_s=0.2,
+                    sigma=0.8,
+                )
         if args.only in (None, "memory"):
             memory(folder, args.memory_rows)
 

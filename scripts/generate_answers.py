@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from potstill.config.model import load_model
 from potstill.environment import load_env_file
 from potstill.jobs import job, parse_arguments
+from potstill.records import Row
 from potstill.stages.audit_gold import GoldCheck
 from potstill.stages.generate import generate_chunk, started
 from potstill.stages.prepare import find_first_row
+from potstill.student import held_out
 
 
 def main() -> None:
@@ -17,9 +20,7 @@ def main() -> None:
     for path in args.env_file:
         load_env_file(path)
     pace = {key: float(value) for key, _, value in (item.partition("=") for item in args.pace.split(","))}
-    execute = json.loads(args.execute)
     with contextlib.ExitStack() as scope:
-        gold = scope.enter_context(GoldCheck(args.gold[0], settings=execute)) if execute else None
         model = scope.enter_context(started(load_model(args.model)))
         generate_chunk(
             args.rows,
@@ -31,11 +32,27 @@ def main() -> None:
             concurrency=int(args.concurrency),
             answers_dir=Path(args.answers_dir),
             first_row=find_first_row(args.summary[0], args.rows) if args.summary else 0,
-            skip=gold and (lambda row: "bad_gold" if gold.skips(row) else None),
+            skip=first_reason(find_reasons(scope)),
             # The jobs of a run share its budget.
             run_id=str(args.answered.parents[2]),
             share=1 / pace["parallel_jobs"],
         )
+
+
+def find_reasons(scope: contextlib.ExitStack) -> list[Callable[[Row], str | None]]:
+    """Return what may keep a row from being asked: a bad gold query, a student's share of the rows."""
+    reasons: list[Callable[[Row], str | None]] = []
+    if execute := json.loads(args.execute):
+        gold = scope.enter_context(GoldCheck(args.gold[0], settings=execute))
+        reasons.append(lambda row: "bad_gold" if gold.skips(row) else None)
+    if args.held_out:
+        reasons.append(held_out(args.held_out[0]))
+    return reasons
+
+
+def first_reason(reasons: list[Callable[[Row], str | None]]) -> Callable[[Row], str | None] | None:
+    """Return one function for several, or None where there is none."""
+    return (lambda row: next(filter(None, (reason(row) for reason in reasons)), None)) if reasons else None
 
 
 if __name__ == "__main__":
@@ -44,6 +61,7 @@ if __name__ == "__main__":
         "model",
         "gold*",
         "summary*",
+        "held-out*",
         "env-file*",
         "answered",
         "failed",

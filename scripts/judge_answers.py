@@ -3,19 +3,29 @@
 from pathlib import Path
 
 from potstill.config.model import load_model
-from potstill.jobs import job
+from potstill.environment import load_env_file
+from potstill.jobs import job, parse_arguments
 from potstill.stages.generate import started
 from potstill.stages.judge import judge_rows
 
-if __name__ == "__main__":
-    # What generate_answers does with `environment.env_file` belongs here too.
-    with job(snakemake.log[0]), started(load_model(Path(snakemake.input.model))) as judge:
+
+def main() -> None:
+    """Judge, with what the command line says."""
+    for path in args.env_file:
+        load_env_file(path)
+    with started(load_model(args.model)) as judge:
         judge_rows(
-            Path(snakemake.input.rows),
-            Path(snakemake.output.rows),
-            settings=snakemake.params.judge,
+            args.rows,
+            args.output,
+            settings=args.settings,
             model=judge,
-            concurrency=snakemake.resources.requests_in_flight,
-            answers_dir=Path(snakemake.params.answers_dir),
-            run_id=f"judge {Path(snakemake.output.rows).parent}",
+            concurrency=int(args.concurrency),
+            answers_dir=Path(args.answers_dir),
+            run_id=f"judge {args.output.parent}",
         )
+
+
+if __name__ == "__main__":
+    args = parse_arguments("rows", "model", "output", "env-file*", values=("answers-dir", "concurrency"))
+    with job(args.log):
+        main()

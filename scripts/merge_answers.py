@@ -16,4 +16,6 @@ if __name__ == "__main__":
             Path(files.summary),
             MergedFiles(**{name: Path(path) for name, path in snakemake.output.items()}),
             samples=snakemake.params.samples,
+            duplicates=snakemake.params.duplicates,
+            dialect=snakemake.params.dialect,
         )

@@ -35,6 +35,7 @@ def job(log: str | Path) -> Iterator[None]:
     terminal = os.dup(sys.stderr.fileno())
     _redirect_output(path)
     set_up_logging(path)
+    logger.info("begun")
     die_with_controllers()
     try:
         yield

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from potstill.cli.arguments import port_number, positive_int
 from potstill.errors import ConfigError, PotstillError
 
 MODEL_NAME = "gemma-3-270m"
@@ -111,9 +112,11 @@ def serve(port: int, threads: int, context: int) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """Read the flags and serve."""
     parser = argparse.ArgumentParser(prog="python -m potstill.local_llm", description="A small language model, served.")
-    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1; 0 takes a free one")
-    parser.add_argument("--threads", type=int, default=_default_threads(), help="threads of the model")
-    parser.add_argument("--context", type=int, default=2048, help="longest prompt and answer together, in tokens")
+    parser.add_argument("--port", type=port_number, required=True, help="port on 127.0.0.1; 0 takes a free one")
+    parser.add_argument("--threads", type=positive_int, default=_default_threads(), help="threads of the model")
+    parser.add_argument(
+        "--context", type=positive_int, default=2048, help="longest prompt and answer together, in tokens"
+    )
     args = parser.parse_args(words)
     try:
         serve(args.port, args.threads, args.context)

@@ -56,7 +56,7 @@ ADDED_FIELDS: dict[str, str] = {
         "execute",
     ),
     "gold_status": "audit_gold",
-    "judge_score": "judge",
+    **dict.fromkeys(("judge_score", "judge_votes", "judge_reason", "judge_error", "judge_usage"), "judge"),
     **dict.fromkeys(("score", "sql_quality"), "score"),
     **dict.fromkeys(("keep", "reject_reasons", "reject_reason", "agreement"), "filter"),
     "not_asked_reason": "generate",

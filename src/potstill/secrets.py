@@ -93,7 +93,9 @@ class KeySource:
         else:
             return None
         if any(ord(character) < 32 or ord(character) == 127 for character in value):
-            raise ConfigError(f"the key in {self.describe()} holds a line break or a control character; store it as one line")
+            raise ConfigError(
+                f"the key in {self.describe()} holds a line break or a control character; store it as one line"
+            )
         remember(value)
         return value
 
@@ -101,7 +103,9 @@ class KeySource:
         value = self.environ.get(name)
         if not value:
             found = "is empty" if value == "" else "is not set"
-            raise ConfigError(f"the variable {name} {found}, and the model file reads the key from it: export {name}=… first")
+            raise ConfigError(
+                f"the variable {name} {found}, and the model file reads the key from it: export {name}=… first"
+            )
         return value
 
     def _from_file(self, path: Path) -> str:

@@ -38,18 +38,20 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NoReturn
-from urllib.parse import urljoin
+from typing import IO, Any, NamedTuple, NoReturn
+from urllib.parse import urljoin, urlsplit
 
 from potstill.config.locate import workflow_root
 from potstill.errors import ConfigError, PotstillError, TryAgainError
 from potstill.processes import find_controllers, identify
+from potstill.rows import disk_errors
 
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
 _WATCH_S = 1.0
 _MAX_RESTARTS = 3
+_MAX_STARTS = 5
 _NOTE_EVERY_S = 30.0
 _PORT = "{port}"
 
@@ -90,14 +92,15 @@ def running_server(server: Mapping[str, Any], *, base_url: str | None = None) ->
         The base URL to send requests to.
 
     Raises:
-        ConfigError: When the server ends before it is ready; the message holds the end of its log.
+        ConfigError: When the server ends before it is ready; the message holds the end of its log, as one line.
         TryAgainError: When it is not ready in time.
     """
     spec = plan_server(server, base_url)
     with _lease(spec.path):
-        _record_controller(spec.path)
-        url = _ensure_ready(spec)
         over = threading.Event()
+        with disk_errors(spec.path):
+            _record_controller(spec.path)
+            url = _ensure_ready(spec, over)
         watcher = threading.Thread(target=_watch, args=(spec, url, over), name="potstill-server-watch", daemon=True)
         watcher.start()
         try:
@@ -116,11 +119,12 @@ def plan_server(server: Mapping[str, Any], base_url: str | None) -> ServerSpec:
     command = _exec_form(fill_command(str(server.get("command") or "")))
     if not command.strip():
         raise ConfigError("server: command is empty; write the line that starts the server, with {port} in it")
-    port = None if server.get("port", "auto") in ("auto", None) else int(server["port"])
     address = base_url or f"http://127.0.0.1:{_PORT}/v1"
+    port = _find_port(server.get("port"), command, address)
     ready_url = urljoin(address, str(server.get("ready_url") or "/v1/models"))
     folder = _runtime_folder() / _key(command, port, address, ready_url)
-    (folder / "controllers").mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        (folder / "controllers").mkdir(parents=True, exist_ok=True)
     log = server.get("log")
     return ServerSpec(
         folder=str(folder),
@@ -135,10 +139,25 @@ def plan_server(server: Mapping[str, Any], base_url: str | None) -> ServerSpec:
     )
 
 
+def _find_port(port: int | str | None, command: str, address: str) -> int | None:
+    """Return the port where the config fixes it, None where a free one is to be chosen.
+
+    Raises:
+        ConfigError: When a free port would not reach both the server and the address that is asked.
+    """
+    if port not in ("auto", None):
+        return int(port)
+    if (_PORT in command) != (_PORT in address):
+        missing = "server.command" if _PORT in address else "client_config.base_url"
+        raise ConfigError(f"server: port is auto, but {missing} has no {_PORT}: write it where the port belongs")
+    return None if _PORT in command else urlsplit(address).port
+
+
 def fill_command(command: str) -> str:
     """Fill `{python}`, `{potstill}` and `{workflow}` into a command; any other brace is the user's own."""
     python = shlex.quote(sys.executable)
-    words = {"python": python, "potstill": f"{python} -m potstill", "workflow": shlex.quote(str(workflow_root()))}
+    # -P: a file of the user's such as random.py in the working directory is not Python's own.
+    words = {"python": python, "potstill": f"{python} -P -m potstill", "workflow": shlex.quote(str(workflow_root()))}
     return re.sub(r"\{(python|potstill|workflow)\}", lambda match: words[match[1]], command)
 
 
@@ -212,13 +231,22 @@ def _lease(folder: Path) -> Iterator[None]:
         yield
 
 
-def _ensure_ready(spec: ServerSpec) -> str:
-    """Wait for the server, starting it when there is none; the caller holds the lease."""
+def _ensure_ready(spec: ServerSpec, over: threading.Event) -> str:
+    """Wait for the server, starting it when there is none; the caller holds the lease.
+
+    Returns:
+        The base URL; nothing when `over` was set before there was one.
+    """
     before = read_state(spec.path)
     stale = before.get("id") if before.get("phase") == "failed" else None
     noted = time.monotonic()
-    while True:
-        state, alive = _look_or_start(spec, stale)
+    starts = 0
+    while not over.is_set():
+        state, alive, started = _look_or_start(spec, stale)
+        starts += started
+        if starts > _MAX_STARTS:
+            tail = in_one_line(tail_of(spec.path / "supervisor.log", 0))
+            raise PotstillError(f"server: its supervisor ended {_MAX_STARTS} times without a word; its log: {tail}")
         if alive and state.get("phase") == "ready" and _is_current(state):
             return str(state["base_url"])
         if not alive and state.get("phase") == "failed" and state.get("id") != stale:
@@ -226,19 +254,28 @@ def _ensure_ready(spec: ServerSpec) -> str:
         if time.monotonic() - noted > _NOTE_EVERY_S:
             noted = time.monotonic()
             _log.info("waiting for the server to be ready; its log: %s", spec.log)
-        time.sleep(_POLL_S)
+        over.wait(_POLL_S)
+    return ""
 
 
-def _look_or_start(spec: ServerSpec, stale: object) -> tuple[dict[str, Any], bool]:
-    """Return what the supervisor says and whether it lives; start one when there is none and none has failed for us."""
+class _Look(NamedTuple):
+    """What the supervisor says, whether it lives, whether it was started just now and has said nothing yet."""
+
+    state: dict[str, Any]
+    alive: bool
+    started: bool = False
+
+
+def _look_or_start(spec: ServerSpec, stale: object) -> _Look:
+    """Look at the supervisor; start one when there is none and none has failed since we came."""
     with locked(spec.path / "start", fcntl.LOCK_EX):
         alive = is_alive(spec.path)
         state = read_state(spec.path)
         failed_for_us = state.get("phase") == "failed" and state.get("id") != stale
         if not alive and not failed_for_us:
             _spawn_supervisor(spec)
-            return {}, True
-        return state, alive
+            return _Look({}, alive=True, started=True)
+        return _Look(state, alive)
 
 
 def is_alive(folder: Path) -> bool:
@@ -258,7 +295,7 @@ def _spawn_supervisor(spec: ServerSpec) -> None:
     with (spec.path / "supervisor.log").open("wb") as log:
         done = subprocess.run(
             # The plan goes through a pipe: a command line can be read by every user of the machine.
-            [sys.executable, "-m", "potstill.supervisor"],
+            [sys.executable, "-P", "-m", "potstill.supervisor"],
             input=json.dumps(dataclasses.asdict(spec)).encode(),
             stdout=log,
             stderr=log,
@@ -266,12 +303,14 @@ def _spawn_supervisor(spec: ServerSpec) -> None:
             start_new_session=True,
         )
     if done.returncode:
-        tail = tail_of(spec.path / "supervisor.log", 0)
-        raise PotstillError(f"the supervisor of the server could not be started (status {done.returncode}):\n{tail}")
+        tail = in_one_line(tail_of(spec.path / "supervisor.log", 0))
+        raise PotstillError(f"server: its supervisor could not be started (status {done.returncode}): {tail}")
 
 
 def _raise_failure(state: Mapping[str, Any]) -> NoReturn:
     message = str(state.get("message"))
+    if tail := state.get("tail"):
+        _log.error("the end of the server's log:\n%s", tail)
     raise TryAgainError(message) if state.get("again") else ConfigError(message)
 
 
@@ -288,9 +327,10 @@ def _watch(spec: ServerSpec, url: str, over: threading.Event) -> None:
         restarts += 1
         _log.warning("the server died; starting it again (its log: %s)", spec.log)
         try:
-            if (now := _ensure_ready(spec)) != url:
+            now = _ensure_ready(spec, over)
+            if now and now != url:
                 _log.error("the server came back at %s, no longer at %s: start this job again", now, url)
-        except PotstillError as error:
+        except (PotstillError, OSError) as error:
             _log.error("the server could not be started again: %s", error)
             return
 
@@ -316,6 +356,11 @@ def tail_of(path: Path, start: int, size: int = 2000) -> str:
     if begin > start:
         text = text.partition("\n")[2]
     return text.strip() or "(it wrote nothing)"
+
+
+def in_one_line(tail: str) -> str:
+    """Return the last lines of a log as one line, for a message that is one."""
+    return " | ".join(line.strip() for line in tail.splitlines()[-5:] if line.strip())[-600:]
 
 
 def _record_controller(folder: Path) -> None:

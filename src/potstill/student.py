@@ -118,7 +118,10 @@ def held_out(splits: Path, split: str = "test") -> Callable[[Row], str | None]:
     """
     chosen = {row["sample_id"] for row in read_rows(splits) if row["split"] == split and row["used"]}
     if not chosen:
-        raise InputError(f"{splits}: no row is in the split {split!r}: give export.{split}_ratio a value above 0")
+        raise InputError(
+            f"{splits}: no row is in the split {split!r}: give export.{split}_ratio a value above 0, "
+            "or name an export.split_by that has more groups (summary.json beside it counts them)"
+        )
     return lambda row: None if row["sample_id"] in chosen else "not_held_out"
 
 
@@ -126,7 +129,8 @@ def read_scores(paths: Iterable[Path], field: str = "score") -> dict[str, float 
     """Return the score of each row of some files by its identity.
 
     Args:
-        paths: Merged, rejected or failed files: a row without a score counts as one that has none.
+        paths: Merged, rejected or failed files: a row without a score counts as one that has none. Rows that were not
+            asked are passed over.
         field: The field that holds the score.
 
     Raises:
@@ -135,8 +139,13 @@ def read_scores(paths: Iterable[Path], field: str = "score") -> dict[str, float 
     scores: dict[str, float | None] = {}
     for path in paths:
         for row in read_rows(path):
-            scores[_identity(row, path)] = _score(row, field, path)
+            if "not_asked_reason" not in row:
+                scores[_identity(row, path)] = _score(row, field, path)
     return scores
+
+
+def _read_not_asked(paths: Iterable[Path]) -> set[str]:
+    return {_identity(row, path) for path in paths for row in read_rows(path) if "not_asked_reason" in row}
 
 
 def _identity(row: Row, path: Path) -> str:
@@ -166,7 +175,8 @@ def write_agreement(
     Args:
         output: The file to make.
         teacher: The teacher's rows (merged and rejected).
-        students: Name -> rows of a student; with two of them, before and after training, their difference is added.
+        students: Name -> rows of a student (merged, rejected, and not asked: what a student was not asked is not
+            missing); with two of them, before and after training, their difference is added.
         pass_score: The score from which a row passes.
         teacher_field: The field of the teacher's score.
         student_field: The field of a student's score.
@@ -175,10 +185,12 @@ def write_agreement(
         InputError: If a file cannot be used.
     """
     scores = read_scores(teacher, teacher_field)
-    compared = {
-        name: score_agreement(scores, read_scores(paths, student_field), pass_score=pass_score)
-        for name, paths in students.items()
-    }
+    compared = {}
+    for name, paths in students.items():
+        not_asked = _read_not_asked(paths) & scores.keys()
+        asked = {key: score for key, score in scores.items() if key not in not_asked}
+        agreement = score_agreement(asked, read_scores(paths, student_field), pass_score=pass_score)
+        compared[name] = {"not_asked": len(not_asked), **agreement}
     report: Row = {"teacher": [path.name for path in teacher], "students": compared}
     if len(compared) == 2:
         report["change"] = _change(*compared.values())

@@ -32,7 +32,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from potstill.processes import find_children, identify
-from potstill.servers import ServerSpec, is_alive, locked, read_state, tail_of, try_lock
+from potstill.servers import ServerSpec, in_one_line, is_alive, locked, read_state, tail_of, try_lock
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -42,7 +42,7 @@ _GRACE_S = 10.0
 _PORTS = (20000, 32000)
 _MAX_PORTS_TRIED = 5
 #: A server waits this long for the next job of a living Snakemake: as long as its start took, within these limits.
-_LINGER_S = (3.0, 30.0)
+_LINGER_S = (10.0, 60.0)
 
 
 class _Outcome(NamedTuple):
@@ -130,11 +130,13 @@ def _start_server(command: str, cwd: str, log: int) -> int:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard:
             os._exit(1)
-        os.chdir(cwd)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        os.chdir(cwd)
         os.execv("/bin/sh", ["sh", "-c", command])
+    except OSError as error:
+        os.write(2, f"{error}\n".encode())
     finally:
         os._exit(127)
 
@@ -148,7 +150,7 @@ def stop_descendants(group: int | None = None) -> None:
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
-            found = _descendants() if Path("/proc/self/stat").exists() else _group_members(group)
+            found = _descendants() or _group_members(group)
             if not found:
                 return
             if time.monotonic() > deadline:
@@ -161,7 +163,7 @@ def stop_descendants(group: int | None = None) -> None:
 
 
 def _group_members(group: int | None) -> set[int]:
-    """Without /proc: the group as a whole, which `os.kill` takes as a negative number."""
+    """Where the kernel lists no children: the group as a whole, which `os.kill` takes as a negative number."""
     try:
         if group:
             os.killpg(group, 0)
@@ -208,6 +210,8 @@ class Supervisor:
     def run(self) -> None:
         """Do the whole life of one server."""
         preferred = self._spec.port or read_state(self._spec.path).get("port")
+        if Path(self._spec.log).parent == self._spec.path:
+            Path(self._spec.log).unlink(missing_ok=True)
         self._say("starting", resources=self._spec.resources)
         self._claim_resources()
         for _ in range(_MAX_PORTS_TRIED):
@@ -221,7 +225,7 @@ class Supervisor:
                 continue
             self._report_end(outcome, guard)
             return
-        self._fail(f"no free port found in {_MAX_PORTS_TRIED} tries", again=True)
+        self.fail(f"no free port found in {_MAX_PORTS_TRIED} tries", again=True)
 
     def _claim_resources(self) -> None:
         """Send away idle servers that hold what this one needs (a GPU), and wait until they are gone."""
@@ -256,7 +260,7 @@ class Supervisor:
         if self._spec.port:
             if _is_free(self._spec.port):
                 return self._spec.port
-            self._fail(
+            self.fail(
                 f"server: port {self._spec.port} is taken by another process; stop that one, or write `port: auto` "
                 "and {port} in command and base_url"
             )
@@ -266,7 +270,7 @@ class Supervisor:
         for port in candidates:
             if _is_free(port) and self._reserve(port):
                 return port
-        self._fail(f"server: no free port between {_PORTS[0]} and {_PORTS[1]}", again=True)
+        self.fail(f"server: no free port between {_PORTS[0]} and {_PORTS[1]}", again=True)
         return None
 
     def _reserve(self, port: int) -> bool:
@@ -345,20 +349,20 @@ class Supervisor:
         return False
 
     def _report_end(self, outcome: _Outcome, guard: Guard) -> None:
-        log, limit = self._spec.log, self._spec.startup_timeout_s
-        tail = f"The end of its log, {log}:\n{tail_of(Path(log), guard.log_start)}"
+        tail = tail_of(guard.log, guard.log_start)
+        ending = f"its log {guard.log} ends: {in_one_line(tail)}"
         if outcome.phase == "died":
-            self._fail(f"server: it ended with status {guard.status} before it was ready. {tail}")
+            hint = " (its command must stay in the foreground)" if guard.status == 0 else ""
+            self.fail(f"server: it ended with status {guard.status} before it was ready{hint}; {ending}", tail=tail)
         elif outcome.phase == "late":
-            self._fail(
-                f"server: not ready after {limit:g} s (startup_timeout_s); last seen at {outcome.detail}. {tail}",
-                again=True,
-            )
+            waited = f"not ready after {self._spec.startup_timeout_s:g} s (startup_timeout_s)"
+            self.fail(f"server: {waited}; last seen at {outcome.detail}; {ending}", tail=tail, again=True)
         else:
             self._say("stopped")
 
-    def _fail(self, message: str, *, again: bool = False) -> None:
-        self._say("failed", message=message, again=again)
+    def fail(self, message: str, *, tail: str = "", again: bool = False) -> None:
+        """Say why there is no server; `again` where the same command may do later."""
+        self._say("failed", message=message, tail=tail, again=again)
 
     def _say(self, phase: str, **more: Any) -> None:
         """Write state.json, whole; the port stays in it, so that a server that comes back comes back there."""
@@ -414,7 +418,12 @@ def main() -> int:
     if os.fork():
         os._exit(0)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    Supervisor(spec).run()
+    supervisor = Supervisor(spec)
+    try:
+        supervisor.run()
+    except OSError as error:
+        supervisor.fail(f"server: {error.filename}: {error.strerror}", again=True)
+        raise
     return 0
 
 

@@ -145,7 +145,16 @@ class Plan:
 
     def settings(self, stage: str, without: Sequence[str] = ()) -> str:
         """Return a stage's section of the config as JSON, for a command line."""
-        return json.dumps(self.without(self.config[stage], *without), ensure_ascii=False)
+        settings = self.without(self.config[stage], *without)
+        if stage in ("score", "filter"):
+            settings["dialect"] = self.dialect
+        return json.dumps(settings, ensure_ascii=False)
+
+    @property
+    def dialect(self) -> str:
+        """The SQL dialect of the statements."""
+        clean = self.config["clean"] or {}
+        return clean.get("transpile_to") or clean.get("dialect") or "sqlite"
 
     @staticmethod
     def without(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
@@ -154,8 +163,24 @@ class Plan:
 
     def targets(self) -> list[str]:
         """Return what a run makes by default."""
-        files = ("merged.jsonl", "stats.json")
-        return [f"{self.folder}/config.yaml", *(f"{self.folder}/{model}/{name}" for model in self.models for name in files)]
+        targets = [f"{self.folder}/config.yaml", f"{self.folder}/gates.passed.json"]
+        for model in self.models:
+            targets += [f"{self.folder}/{model}/merged.jsonl", f"{self.folder}/{model}/stats.json"]
+            if self.config["export"] is not None:
+                targets.append(f"{self.folder}/{model}/export/summary.json")
+        if self.students:
+            targets.append(f"{self.folder}/score_agreement.json")
+        return targets
+
+    @property
+    def students(self) -> list[str]:
+        """The aliases of the models with `role: student`."""
+        return [alias for alias, model in self.models.items() if model["role"] == "student"]
+
+    @property
+    def teacher(self) -> str:
+        """The alias of the first model that is no student."""
+        return next(alias for alias, model in self.models.items() if model["role"] != "student")
 
     def owns(self, path: str) -> bool:
         """Say whether a path lies in this run's folder (below a module's prefix too)."""
@@ -230,6 +255,15 @@ def _say(message: str) -> None:
     print(f"potstill: {message}", file=sys.stderr)
 
 
+def write_log(plan: Plan) -> None:
+    """Merge the logs of a run's jobs into its `logs/run.log`, in time order."""
+    from potstill.reports.runlog import write_run_log
+
+    folder = Path(plan.folder) / "logs"
+    if folder.is_dir():
+        write_run_log(folder)
+
+
 def describe_results(plan: Plan, folder: Path | None = None) -> str:
     """Say in a few lines what came out, for each model, and where to look."""
     root = folder or Path(plan.folder)
@@ -242,5 +276,6 @@ def describe_results(plan: Plan, folder: Path | None = None) -> str:
         counts = ", ".join(f"{stats[name]} {name.replace('_', ' ')}" for name in ("kept", "rejected", "failed", "not_asked"))
         reasons = ", ".join(f"{name} {count}" for name, count in list(stats["reject_reason_counts"].items())[:6])
         lines.append(f"{alias}: {counts}" + (f" (rejected: {reasons})" if reasons else ""))
-        lines.append(f"  look at {root / alias}/: merged.jsonl, rejected.jsonl, failed.jsonl, stats.json")
+        lines.append(f"  look at {root / alias}/: merged.jsonl, rejected.jsonl, failed.jsonl, stats.json, reports/, export/")
+    lines.append(f"open first: {root / 'report.html'}")
     return "\n".join(lines)

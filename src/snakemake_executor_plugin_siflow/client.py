@@ -158,7 +158,8 @@ class Pacer:
             if self._tokens >= 1:
                 self._tokens -= 1
                 return 0.0
-            return (1 - self._tokens) / self._rate
+            # Not less than a millisecond: a wait too small for the clock to notice would never end.
+            return max(0.001, (1 - self._tokens) / self._rate)
 
     def close_for(self, seconds: float) -> None:
         """Make no call for so long."""

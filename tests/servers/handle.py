@@ -34,7 +34,9 @@ class Server:
 
     def control(self, **changes: Any) -> None:
         """Change its settings; `reset=True` also forgets what it saw."""
-        request = urllib.request.Request(f"{self.url.removesuffix('/v1')}/control", data=json.dumps(changes).encode(), method="POST")
+        request = urllib.request.Request(
+            f"{self.url.removesuffix('/v1')}/control", data=json.dumps(changes).encode(), method="POST"
+        )
         with urllib.request.urlopen(request, timeout=30) as response:
             response.read()
 

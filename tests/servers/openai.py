@@ -5,6 +5,7 @@ any client here can ask. The answer depends on the conversation alone; which fau
 conversation and how often it was asked. What it saw is told by `GET /stats`; `POST /control` changes its behaviour.
 """
 
+# ruff: noqa: D102 - the class is what is explained here; its methods say what they do by their names
 from __future__ import annotations
 
 import argparse
@@ -26,10 +27,46 @@ import orjson
 
 #: Fault -> what the client sees. Shares are given as `--fault NAME=SHARE`.
 FAULTS = (
-    "429", "500", "502", "503", "529", "503_retry_after", "400", "401", "403", "404", "408", "413", "402", "quota", "context", "filter400",
-    "reset", "reset_mid_body", "disconnect", "blackhole", "truncated", "garbage", "html", "empty_body", "half_json",
-    "error200", "error200_code", "error_text", "no_choices", "null_content", "empty_content", "content_filter",
-    "length", "length_empty", "drip", "stream_cut", "stream_error", "stream_comments", "stream_no_usage", "echo_key",
+    "429",
+    "500",
+    "502",
+    "503",
+    "529",
+    "503_retry_after",
+    "400",
+    "401",
+    "403",
+    "404",
+    "408",
+    "413",
+    "402",
+    "quota",
+    "context",
+    "filter400",
+    "reset",
+    "reset_mid_body",
+    "disconnect",
+    "blackhole",
+    "truncated",
+    "garbage",
+    "html",
+    "empty_body",
+    "half_json",
+    "error200",
+    "error200_code",
+    "error_text",
+    "no_choices",
+    "null_content",
+    "empty_content",
+    "content_filter",
+    "length",
+    "length_empty",
+    "drip",
+    "stream_cut",
+    "stream_error",
+    "stream_comments",
+    "stream_no_usage",
+    "echo_key",
 )
 
 DEFAULTS: dict[str, Any] = {
@@ -264,7 +301,9 @@ class Connection(asyncio.Protocol):
         teacher.most_in_flight = max(teacher.most_in_flight, teacher.in_flight)
         return self.chat(body, row, number, fault, seconds, key, settings)
 
-    async def chat(self, body: Any, row: str, number: int, fault: str | None, seconds: float, key: str, settings: dict[str, Any]) -> None:
+    async def chat(
+        self, body: Any, row: str, number: int, fault: str | None, seconds: float, key: str, settings: dict[str, Any]
+    ) -> None:
         if seconds:
             await asyncio.sleep(seconds)
         if fault is not None:
@@ -283,6 +322,8 @@ class Connection(asyncio.Protocol):
         settings = self.teacher.settings
         if settings["content"] is not None:
             content = settings["content"]
+            # A list is for what is asked again, be it the same conversation or one with the answer in it.
+            number += sum(message.get("role") == "assistant" for message in body["messages"])
             return content[min(number, len(content) - 1)] if isinstance(content, list) else str(content)
         if settings["echo"]:
             return row
@@ -301,7 +342,11 @@ class Connection(asyncio.Protocol):
                 message[settings["reasoning"]] = f"thinking about {row}"
             choices.append({"index": index, "message": message, "finish_reason": "stop"})
         document: dict[str, Any] = {
-            "id": "chatcmpl-fake", "object": "chat.completion", "created": 1, "model": f"{body.get('model')}-served", "choices": choices,
+            "id": "chatcmpl-fake",
+            "object": "chat.completion",
+            "created": 1,
+            "model": f"{body.get('model')}-served",
+            "choices": choices,
         }
         if settings["usage"]:
             tokens = len(choices[0]["message"]["content"]) // 4
@@ -330,16 +375,28 @@ class Connection(asyncio.Protocol):
         self.count_answer(row)
 
     async def stream(self, body: Any, row: str, number: int, fault: str | None) -> None:
-        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self.transport.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         text = self.text(body, row, number)
         pieces = [text[at : at + 16] for at in range(0, len(text), 16)]
-        base = {"id": "chatcmpl-fake", "object": "chat.completion.chunk", "created": 1, "model": f"{body.get('model')}-served"}
+        base = {
+            "id": "chatcmpl-fake",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": f"{body.get('model')}-served",
+        }
         if fault == "stream_comments":
             while not self.transport.is_closing():
                 self.chunk(b": keep-alive\n\n")
                 await asyncio.sleep(0.05)
         if self.teacher.settings["reasoning"]:
-            self.event({**base, "choices": [{"index": 0, "delta": {self.teacher.settings["reasoning"]: f"thinking about {row}"}}]})
+            self.event(
+                {
+                    **base,
+                    "choices": [{"index": 0, "delta": {self.teacher.settings["reasoning"]: f"thinking about {row}"}}],
+                }
+            )
         for place, piece in enumerate(pieces):
             if fault == "stream_cut" and place == len(pieces) // 2:
                 self.transport.write(b"0\r\n\r\n")
@@ -379,15 +436,25 @@ class Connection(asyncio.Protocol):
 
     def refuse(self, fault: str, key: str, settings: dict[str, Any]) -> None:
         codes: dict[str, tuple[int, Any]] = {
-            "quota": (429, {"message": "You exceeded your current quota", "code": "insufficient_quota", "type": "insufficient_quota"}),
+            "quota": (
+                429,
+                {
+                    "message": "You exceeded your current quota",
+                    "code": "insufficient_quota",
+                    "type": "insufficient_quota",
+                },
+            ),
             "context": (400, {"message": "maximum context length is 4096 tokens", "code": "context_length_exceeded"}),
             "filter400": (400, {"message": "filtered", "code": "content_filter"}),
             "echo_key": (400, {"message": f"bad header Authorization: {key}", "code": "x"}),
             "error_text": (400, "plain words"),
         }
-        status, error = codes.get(fault) or (int(fault.split("_")[0]), {"message": f"fault {fault}", "type": "fault", "code": None})
+        status, error = codes.get(fault) or (
+            int(fault.split("_")[0]),
+            {"message": f"fault {fault}", "type": "fault", "code": None},
+        )
         headers = ""
-        if status in {429, 529} and fault != "quota" or fault == "503_retry_after":
+        if (status in {429, 529} and fault != "quota") or fault == "503_retry_after":
             headers = self.retry_after(str(settings["retry_after"]), key)
         self.reply(status, orjson.dumps({"error": error}), headers)
 
@@ -465,7 +532,9 @@ class Connection(asyncio.Protocol):
 
     def reply(self, status: int, body: bytes, headers: str = "") -> None:
         self.transport.write(
-            b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n" % (status, len(body), headers.encode()) + body
+            b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n"
+            % (status, len(body), headers.encode())
+            + body
         )
         keep = self.teacher.settings["keep_alive_s"]
         if keep is not None:
@@ -475,7 +544,9 @@ class Connection(asyncio.Protocol):
 def read_arguments(argv: list[str] | None) -> tuple[int, dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--fault", action="append", default=[], metavar="NAME=SHARE", help=f"one of {', '.join(FAULTS)}")
+    parser.add_argument(
+        "--fault", action="append", default=[], metavar="NAME=SHARE", help=f"one of {', '.join(FAULTS)}"
+    )
     parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help=f"any of {', '.join(DEFAULTS)}")
     for name in ("latency_s", "sigma", "bucket_rate", "bucket_burst"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float)

@@ -6,6 +6,7 @@ among those that the cleaner gives).
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ def load_cases() -> list[Any]:
     """Return all cases, each under its file and its reason."""
     cases = []
     for path in sorted(CASES.glob("*.yaml")):
-        for case in yaml.safe_load(path.read_text(encoding="utf-8")):
-            cases.append(pytest.param(case, id=f"{path.stem}: {case['why']}"))
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        cases += [pytest.param(case, id=f"{path.stem}: {case['why']}") for case in read]
     return cases
 
 
@@ -33,6 +34,16 @@ def test_case(case: dict[str, Any]) -> None:
     assert cleaned.sql == case["sql"]
     assert cleaned.method == case.get("method", cleaned.method)
     assert set(case.get("notes", ())) <= set(cleaned.notes)
+
+
+FORMS = yaml.safe_load((CASES.parent / "clean_forms.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("form", FORMS["forms"])
+def test_every_query_survives_every_form(form: str) -> None:
+    """A query comes out byte for byte, whatever it contains and whatever it was wrapped in."""
+    for query in FORMS["queries"]:
+        assert clean_sql(form.format(q=query, j=json.dumps(query))).sql == query
 
 
 def test_there_are_enough_cases_and_each_is_told_apart() -> None:

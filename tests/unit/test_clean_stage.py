@@ -61,7 +61,7 @@ def test_an_unknown_field_is_an_error(tmp_path: Path) -> None:
     """When no row has the field, the message names it and those that there are; nothing is written."""
     source = tmp_path / "in.jsonl"
     publish_rows(source, [{"answer": "SELECT 1"}])
-    with pytest.raises(InputError, match="no row has the field 'generation' .found: answer"):
+    with pytest.raises(InputError, match=r"no row has the field 'generation' .found: answer"):
         clean_rows(source, tmp_path / "out.jsonl", settings=SQL)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
@@ -149,7 +149,19 @@ def test_the_command_can_run_again_over_its_own_output(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["select ", "SELECT a FROM t\n\n", "```sql\n", "<think>", "<answer>no ", "'", "(", '{"sql": "', "&lt;", "“", "\n- a"],
+    [
+        "select ",
+        "SELECT a FROM t\n\n",
+        "```sql\n",
+        "<think>",
+        "<answer>no ",
+        "'",
+        "(",
+        '{"sql": "',
+        "&lt;",
+        "“",
+        "\n- a",
+    ],
 )
 @pytest.mark.parametrize("before", ["", "SELECT a FROM t WHERE ", "```sql\n"])
 def test_hostile_texts_end(piece: str, before: str) -> None:

@@ -139,6 +139,17 @@ def test_rows_are_filtered_searched_and_opened_by_keyboard(browser: Page, sample
     assert browser.run(rows) == 0
 
 
+def test_example_of_an_error_opens_its_row(browser: Page, sample: Path) -> None:
+    """Each class of errors has an example, which opens the row that it comes from."""
+    browser.open(sample.as_uri())
+    examples = "[...document.querySelectorAll('[data-example=exec_error_class]')]"
+    assert browser.run(
+        f"return {examples}.length && {examples}.every(node => node.textContent.includes('syntax error'))"
+    )
+    browser.run(f"{examples}[0].querySelector('button').click()")
+    assert "syntax" in browser.run("return document.getElementById('detail-body').textContent")
+
+
 def test_every_text_has_its_chinese(browser: Page, sample: Path) -> None:
     """After the switch no text of the page's own is left in English, and the choice can be taken back."""
     browser.open(sample.as_uri())

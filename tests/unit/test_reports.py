@@ -14,7 +14,7 @@ import pytest
 from potstill.config.model import Prices
 from potstill.errors import PotstillError
 from potstill.reports.agreement import Agreement
-from potstill.reports.cost import write_cost_report
+from potstill.reports.cost import with_times, write_cost_report
 from potstill.reports.files import ModelFiles
 from potstill.reports.gates import check_gates, enforce_gates
 from potstill.reports.numbers import MAX_NAMES, OTHER, Names, Numbers, percentile
@@ -256,6 +256,21 @@ def test_answers_from_before_the_run_were_saved_by_the_store(tmp_path: Path) -> 
     rows = [row for path in (files.kept, files.rejected) for row in read(path) if row["sample_id"] in older]
     assert 0 < report["answers_from_store"] == len(older)
     assert report["cost_saved_by_store"] == pytest.approx(sum(row["usage"]["completion_tokens"] for row in rows) / 1e6)
+
+
+def test_rows_find_their_times_in_one_pass(tmp_path: Path) -> None:
+    """Each row comes with its own line of timings, chunk by chunk; one that has none comes all the same."""
+    ends = ("kept", "rejected", "failed")
+    rows = {end: [{"sample_id": f"{end}{i}", "sample_index": i} for i in range(3)] for end in ends}
+    write_model(tmp_path, {**rows, "not_asked": []})
+    ordered = [rows[end][i] for i in (0, 1) for end in ends] + rows["rejected"][2:]
+    publish_rows(tmp_path / "timings.jsonl", [row | {"latency_s": row["sample_id"]} for row in ordered])
+    found = {row["sample_id"]: (end, times.get("latency_s")) for end, row, times in with_times(ModelFiles.of(tmp_path))}
+    assert len(found) == 9
+    for end in rows:
+        for row in rows[end]:
+            known = row in ordered
+            assert found[row["sample_id"]] == (end, row["sample_id"] if known else None)
 
 
 def test_times_are_read_as_utc() -> None:

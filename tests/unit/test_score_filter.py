@@ -78,12 +78,18 @@ def test_scores_need_execution(tmp_path: Path) -> None:
         ("SELECT a FROM t", {"joins": 0, "nesting": 1, "select_star": False, "cross_join": False}),
         ("SELECT * FROM t", {"joins": 0, "nesting": 1, "select_star": True, "cross_join": False}),
         ("SELECT COUNT(*) FROM t", {"joins": 0, "nesting": 1, "select_star": False, "cross_join": False}),
-        ("SELECT t.a FROM t JOIN u ON t.i = u.i", {"joins": 1, "nesting": 1, "select_star": False, "cross_join": False}),
+        (
+            "SELECT t.a FROM t JOIN u ON t.i = u.i",
+            {"joins": 1, "nesting": 1, "select_star": False, "cross_join": False},
+        ),
         ("SELECT t.a FROM t JOIN u USING (i)", {"joins": 1, "nesting": 1, "select_star": False, "cross_join": False}),
         ("SELECT t.a FROM t, u", {"joins": 1, "nesting": 1, "select_star": False, "cross_join": True}),
         ("SELECT t.a FROM t, u WHERE t.i = u.i", {"joins": 1, "nesting": 1, "select_star": False, "cross_join": False}),
         ("SELECT a FROM t, u WHERE x = y", {"joins": 1, "nesting": 1, "select_star": False, "cross_join": False}),
-        ("SELECT t.a FROM t JOIN u WHERE t.i = 1", {"joins": 1, "nesting": 1, "select_star": False, "cross_join": True}),
+        (
+            "SELECT t.a FROM t JOIN u WHERE t.i = 1",
+            {"joins": 1, "nesting": 1, "select_star": False, "cross_join": True},
+        ),
         (
             "SELECT t.a FROM t CROSS JOIN (SELECT MAX(a) AS m FROM t) AS x",
             {"joins": 1, "nesting": 2, "select_star": False, "cross_join": False},
@@ -126,6 +132,14 @@ def test_a_kept_row_says_so(tmp_path: Path) -> None:
         ({"sql": ""}, {}, ["no_sql"]),
         ({"sql": "DROP TABLE t", "clean_note": "not_a_query"}, {}, ["not_a_query"]),
         ({"sql": ""}, {"reject": ["truncated"]}, []),
+        ({"empty_result": True, "used_clock": False}, {"reject": ["empty_result", "used_clock"]}, ["empty_result"]),
+        ({"empty_result": True}, {}, []),
+        ({"sql_quality": {"cross_join": True}}, {"reject": ["cross_join", "select_star"]}, ["cross_join"]),
+        ({"exec_error_class": "timeout"}, {"reject_classes": ["timeout", "row_limit"]}, ["timeout"]),
+        ({"exec_error_class": "syntax_error"}, {"reject_classes": ["timeout"]}, []),
+        ({"variant_match": 3, "variant_count": 3}, {"require": ["variant_match"]}, []),
+        ({"variant_match": 2, "variant_count": 3}, {"require": ["variant_match"]}, ["variant_mismatch"]),
+        ({"variant_match": None, "variant_count": None}, {"require": ["variant_match"]}, ["variant_mismatch"]),
         ({}, {"min_chars": 16}, ["too_short"]),
         ({}, {"max_chars": 14}, ["too_long"]),
         ({}, {"min_chars": 15, "max_chars": 15}, []),
@@ -171,6 +185,12 @@ def test_a_check_needs_its_field(tmp_path: Path, settings: dict[str, Any]) -> No
         sift(tmp_path, [row()], **settings)
     with pytest.raises(ConfigError, match="and that stage is off"):
         check_stages(settings, ["generate", "clean"])
+
+
+def test_an_unknown_reason_is_an_error(tmp_path: Path) -> None:
+    """What can be rejected by name is a closed list."""
+    with pytest.raises(ConfigError, match=r"filter\.reject: found 'emptyresult', allowed are empty_output"):
+        sift(tmp_path, [row()], reject=["emptyresult"])
 
 
 def test_an_unknown_requirement_is_an_error(tmp_path: Path) -> None:
@@ -255,7 +275,10 @@ def test_the_majority_wins(tmp_path: Path) -> None:
     rows = samples(WRONG, GOLD, GOLD, BROKEN)
     kept, rejected = sift(tmp_path, rows, vote={"min_agreement": 0.5, "min_votes": 1})
     assert [(item["sample_index"], item["agreement"]) for item in kept] == [(1, 0.5), (2, 0.5)]
-    assert [(item["reject_reasons"], item["agreement"]) for item in rejected] == [(["outvoted"], 0.25), (["no_vote"], 0.0)]
+    assert [(item["reject_reasons"], item["agreement"]) for item in rejected] == [
+        (["outvoted"], 0.25),
+        (["no_vote"], 0.0),
+    ]
 
 
 def test_a_weak_majority_is_refused(tmp_path: Path) -> None:
@@ -264,7 +287,12 @@ def test_a_weak_majority_is_refused(tmp_path: Path) -> None:
     for vote in ({"min_agreement": 0.6}, {"min_votes": 3}):
         kept, rejected = sift(tmp_path, rows, vote=vote)
         assert not kept
-        assert [item["reject_reason"] for item in rejected] == ["low_agreement", "low_agreement", "outvoted", "outvoted"]
+        assert [item["reject_reason"] for item in rejected] == [
+            "low_agreement",
+            "low_agreement",
+            "outvoted",
+            "outvoted",
+        ]
 
 
 def test_a_tie_goes_to_the_better_score_then_the_earlier(tmp_path: Path) -> None:
@@ -285,7 +313,11 @@ def test_inputs_vote_apart(tmp_path: Path) -> None:
 def test_the_best_sample_is_kept(tmp_path: Path) -> None:
     """Of the answers that pass, one stays: the best score, then the shortest statement, then the first."""
     rows = samples(
-        {"score": 0.5}, {"score": 1.0, "sql": "SELECT a, b FROM t"}, {"score": 1.0}, {"score": 1.0}, {"score": 2.0, "sql": ""}
+        {"score": 0.5},
+        {"score": 1.0, "sql": "SELECT a, b FROM t"},
+        {"score": 1.0},
+        {"score": 1.0},
+        {"score": 2.0, "sql": ""},
     )
     kept, rejected = sift(tmp_path, rows, samples="best")
     assert [item["sample_index"] for item in kept] == [2]
@@ -336,7 +368,7 @@ def test_the_cap_by_chunks_and_then_over_all_is_the_cap_over_all() -> None:
 # --------------------------------------------------------------------------------------------- a user's package
 
 #: The example of the documentation: a package of one module that adds a filter and a scorer.
-PLUGIN = '''
+PLUGIN = """
 def no_star(settings):
     def check(row):
         return "select_star" if "*" in row["sql"] else None
@@ -344,7 +376,7 @@ def no_star(settings):
 
 def brevity(settings):
     return lambda row: max(0.0, 1.0 - len(row["sql"]) / settings["chars"])
-'''
+"""
 ENTRY_POINTS = """
 [potstill.filters]
 no_star = shop_checks:no_star

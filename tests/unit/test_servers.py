@@ -8,17 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from potstill.config.locate import workflow_root
-from potstill.errors import ConfigError, TryAgainError
+from potstill.errors import ConfigError, PotstillError, TryAgainError
 from potstill.servers import fill_command, plan_server, running_server
+from tests.servers.waiting import answers, eventually, processes_with
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc: Linux only")
 
@@ -34,38 +33,6 @@ import subprocess, sys
 while line := sys.stdin.readline():
     subprocess.run([sys.executable, "-c", *sys.argv[1:]], stdin=subprocess.DEVNULL)
 """
-
-
-def eventually(holds: Callable[[], object], limit_s: float = 20.0) -> bool:
-    """Wait until something holds; the limit only bounds a failing test."""
-    deadline = time.monotonic() + limit_s
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def processes_with(word: str) -> dict[int, str]:
-    """The processes whose command line holds a word, without this one."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if word in line and int(entry.name) != os.getpid():
-            found[int(entry.name)] = line
-    return found
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers at a base URL."""
-    try:
-        with urllib.request.urlopen(url.removesuffix("v1")) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 class Place:
@@ -148,8 +115,7 @@ def test_server_answers_inside_the_block_and_is_gone_after_it(own_tmp: Path) -> 
     block = {"command": f"{{python}} -m http.server {{port}} --directory {own_tmp}", "ready_url": "/"}
     with running_server(block) as url:
         assert url.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(url.removesuffix("v1")) as answer:
-            assert answer.status == 200
+        assert answers(url)
         assert processes_with(str(own_tmp))
     assert eventually(lambda: not processes_with(str(own_tmp)))
 
@@ -179,9 +145,9 @@ def test_other_commands_have_their_own_server(place: Place) -> None:
 def test_a_variable_in_the_command_tells_servers_apart(own_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command line means another server when a variable that it reads has another value."""
     monkeypatch.setenv("MODEL", "small")
-    small = plan_server({"command": "serve $MODEL"}, None)
+    small = plan_server({"command": "serve $MODEL --port {port}"}, None)
     monkeypatch.setenv("MODEL", "large")
-    assert plan_server({"command": "serve $MODEL"}, None).folder != small.folder
+    assert plan_server({"command": "serve $MODEL --port {port}"}, None).folder != small.folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -237,7 +203,7 @@ def test_a_server_that_ignores_sigterm_is_killed(place: Place) -> None:
     """A server that does not go by itself gets SIGKILL after the grace period."""
     job = place.job(place.block(before="trap '' TERM;"))
     job.communicate("")
-    assert eventually(lambda: not place.servers(), limit_s=30)
+    assert eventually(lambda: not place.servers())
 
 
 def test_linger_serves_the_next_job_and_ends_with_the_controller(place: Place) -> None:
@@ -280,13 +246,38 @@ def test_a_busy_server_keeps_its_resource(place: Place) -> None:
 
 
 def test_a_server_that_dies_at_start_is_a_config_error_with_its_log(own_tmp: Path) -> None:
-    """The message holds the exit status and the end of the server's log."""
-    block = {"command": "echo no such model: gpt-0; exit 3"}
+    """The message is one line with the exit status and the end of the server's log; the log itself is logged."""
+    block = {"command": "echo loading; echo no such model: gpt-0; exit 3 # {port}"}
     with (
-        pytest.raises(ConfigError, match=r"status 3 before it was ready(.|\n)*no such model: gpt-0"),
+        pytest.raises(
+            ConfigError, match=r"status 3 before it was ready; its log .* ends: loading \| no such model: gpt-0$"
+        ),
         running_server(block),
     ):
         pass
+
+
+def test_a_command_that_goes_to_the_background_is_told_so(own_tmp: Path) -> None:
+    """A command that returns at once, though with success, is no server; what it left behind is stopped."""
+    marker = f"{own_tmp}/astray"
+    block = {"command": f"sh -c 'sleep 1000; : {marker}' & # {{port}}"}
+    with pytest.raises(ConfigError, match="must stay in the foreground"), running_server(block):
+        pass
+    assert eventually(lambda: not processes_with(marker))
+
+
+def test_a_job_that_is_done_does_not_wait_for_a_restart(own_tmp: Path) -> None:
+    """A job ends at once although the server that died under it has not come back yet."""
+    mark = own_tmp / "first"
+    block = {
+        "command": f"test -e {mark} && exec sleep 1000; touch {mark}; exec {{python}} -m http.server {{port}}",
+        "ready_url": "/",
+        "startup_timeout_s": 600,
+    }
+    with running_server(block):
+        (state,) = own_tmp.glob("potstill-*/servers/*/state.json")
+        os.kill(json.loads(state.read_text())["pid"], signal.SIGTERM)
+        assert eventually(lambda: json.loads(state.read_text())["phase"] == "starting")
 
 
 def test_a_failed_start_is_tried_again_by_the_next_job(own_tmp: Path) -> None:
@@ -311,9 +302,9 @@ def test_a_missing_program_is_named(own_tmp: Path) -> None:
 def test_a_slow_start_is_try_again(own_tmp: Path) -> None:
     """A server that is not ready in time is stopped, and the message names the key and what was last seen."""
     sleep = f"import time; time.sleep(1000)  # {own_tmp}"
-    block = {"command": f"echo loading; exec {{python}} -c '{sleep}'", "startup_timeout_s": 0.5}
+    block = {"command": f"echo loading; exec {{python}} -c '{sleep}' {{port}}", "startup_timeout_s": 0.5}
     with (
-        pytest.raises(TryAgainError, match=r"not ready after 0.5 s \(startup_timeout_s\)(.|\n)*loading"),
+        pytest.raises(TryAgainError, match=r"not ready after 0.5 s \(startup_timeout_s\).*loading$"),
         running_server(block),
     ):
         pass
@@ -371,6 +362,40 @@ def test_braces_of_the_user_stay(own_tmp: Path) -> None:
     assert filled.endswith(f"{workflow_root()}/config")
 
 
+@pytest.mark.parametrize(
+    ("command", "base_url", "missing"),
+    [
+        ("serve --port 8000", "http://127.0.0.1:{port}/v1", "server.command"),
+        ("serve --port {port}", "http://127.0.0.1:8000/v1", "client_config.base_url"),
+    ],
+)
+def test_a_free_port_must_reach_both_sides(own_tmp: Path, command: str, base_url: str, missing: str) -> None:
+    """`port: auto` with {port} in one place only is a mistake that is named."""
+    with pytest.raises(ConfigError, match=f"{missing} has no {{port}}"):
+        plan_server({"command": command}, base_url)
+
+
+def test_the_port_of_the_base_url_is_fixed_where_nothing_asks_for_a_free_one(own_tmp: Path) -> None:
+    """A command and an address that both name a port need no `port` key."""
+    assert plan_server({"command": "serve --port 8000"}, "http://127.0.0.1:8000/v1").port == 8000
+
+
+def test_a_supervisor_that_cannot_work_is_an_error_not_a_loop(own_tmp: Path) -> None:
+    """When the supervisor itself fails each time, the caller hears of it."""
+    block = {"command": "{python} -m http.server {port}"}
+    (Path(plan_server(block, None).folder) / "state.json").mkdir()
+    with pytest.raises(PotstillError, match="its supervisor ended 5 times"), running_server(block):
+        pass
+
+
+def test_a_log_that_cannot_be_written_is_named(own_tmp: Path) -> None:
+    """The message names the path of the log that the block asks for."""
+    (own_tmp / "file").touch()
+    block = {"command": "{python} -m http.server {port}", "log": f"{own_tmp}/file/server.log"}
+    with pytest.raises(TryAgainError, match=r"/file: (Not a directory|File exists)"), running_server(block):
+        pass
+
+
 def test_an_empty_command_is_a_config_error(own_tmp: Path) -> None:
     """A block without a command says what to write."""
     with pytest.raises(ConfigError, match="command is empty"):
@@ -383,9 +408,9 @@ def test_a_runtime_folder_that_others_can_enter_is_refused(own_tmp: Path) -> Non
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
     with pytest.raises(ConfigError, match="mode 0700"):
-        plan_server({"command": "serve"}, None)
+        plan_server({"command": "serve {port}"}, None)
     shutil.rmtree(folder)
     (own_tmp / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(own_tmp / "elsewhere")
     with pytest.raises(ConfigError, match="mode 0700"):
-        plan_server({"command": "serve"}, None)
+        plan_server({"command": "serve {port}"}, None)

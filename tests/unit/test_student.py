@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from potstill.cli import main
 from potstill.errors import InputError
 from potstill.stages.export import export_dataset
 from potstill.student import held_out, read_scores, score_agreement, write_agreement
@@ -98,3 +99,35 @@ def test_a_student_is_asked_about_the_held_out_split_alone(tmp_path: Path) -> No
     assert skip(make_row(99)) == "not_held_out"
     with pytest.raises(InputError, match=r"no row is in the split 'valid'"):
         held_out(tmp_path / "out/splits.jsonl", "valid")
+
+
+def test_the_command_compares_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two students named are before and after training; each gets a line, the file holds all."""
+    rows = [make_row(number) for number in range(4)]
+    teacher = write(tmp_path / "teacher.jsonl", rows)
+    before = write(tmp_path / "before.jsonl", [{**row, "student_score": 0.5} for row in rows[:3]])
+    after = write(tmp_path / "after.jsonl", [{**row, "student_score": 1.0} for row in rows])
+    words = ["agreement", "--teacher", str(teacher), "--student", str(before), "--student", str(after)]
+    assert main([*words, "--student-field", "student_score", "--output", str(tmp_path / "out.json")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "before: 3 rows compared, 1 missing; mae 0.5000, rmse 0.5000, pearson -, pass_agreement 0.0000",
+        "after: 4 rows compared, 0 missing; mae 0.0000, rmse 0.0000, pearson -, pass_agreement 1.0000",
+    ]
+    assert json.loads((tmp_path / "out.json").read_text())["change"]["mae"] == -0.5
+
+
+def test_what_a_student_was_not_asked_is_not_missing(tmp_path: Path) -> None:
+    """Rows outside the held-out split are left out of the comparison; a failed row is missing."""
+    teacher = write(tmp_path / "teacher.jsonl", [make_row(number) for number in range(5)])
+    student = [
+        write(tmp_path / "merged.jsonl", [make_row(0)]),
+        write(tmp_path / "failed.jsonl", [make_row(1, score=None)]),
+        write(tmp_path / "not_asked.jsonl", [make_row(at, not_asked_reason="not_held_out") for at in (2, 3, 4, 9)]),
+    ]
+    report = write_agreement(tmp_path / "out.json", teacher=[teacher], students={"s": student})["students"]["s"]
+    assert {name: report[name] for name in ("rows", "compared", "missing", "not_asked")} == {
+        "rows": 2,
+        "compared": 1,
+        "missing": 1,
+        "not_asked": 3,
+    }

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,6 +128,23 @@ def test_a_missing_answers_file_is_one_line(capsys: pytest.CaptureFixture[str], 
     """The command says which file it cannot read, without a traceback."""
     assert main(["teacher", "--port", "0", "--answers", str(tmp_path / "none.jsonl")]) == 1
     assert "none.jsonl: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["70000", "-1", "eight"])
+def test_a_port_that_is_none_is_a_usage_error(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line says which ports there are."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["teacher", f"--port={port}", "--answers", "x.jsonl"])
+    assert "a port from 0 to 65535 was expected" in capsys.readouterr().err
+
+
+def test_a_taken_port_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A port that another process has is a config error that says so."""
+    (tmp_path / "answers.jsonl").write_text('{"match": "q", "answers": ["a"]}\n')
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = str(stranger.getsockname()[1])
+        assert main(["teacher", "--port", port, "--answers", str(tmp_path / "answers.jsonl")]) == 78
+    assert "address already in use" in capsys.readouterr().err
 
 
 def test_token_counts_are_plausible_and_stable() -> None:
@@ -265,9 +283,10 @@ def test_server_takes_and_gives_lone_surrogates(client: Client) -> None:
     assert json.loads(body)["choices"][0]["message"]["content"] == "\ud83d"
 
 
-def test_official_client_understands_the_server(client: Client) -> None:
+def test_official_client_understands_the_server(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The openai package reads a whole reply, a stream and an error."""
     openai = pytest.importorskip("openai")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with openai.OpenAI(base_url=client.base_url, api_key="none", max_retries=0) as official:
         messages = [{"role": "user", "content": "plain"}]
         assert official.chat.completions.create(model="m", messages=messages).choices[0].message.content == "SELECT 1"

@@ -10,7 +10,13 @@ from snakemake.exceptions import WorkflowError
 
 from potstill.errors import PotstillError
 from potstill.processes import announce_controller, announce_interpreter
-from potstill.workflow import RATE_LIMITED, describe_results, enter_folder, plan_run
+from potstill.workflow import (
+    RATE_LIMITED,
+    describe_results,
+    enter_folder,
+    plan_run,
+    write_log,
+)
 
 # A DAG is a graph of many objects that live to the end: looking through it for garbage again and again is in vain.
 gc.set_threshold(200_000, 20, 100)
@@ -46,6 +52,13 @@ def get_user_file(path):
 
 def get_model_file(wildcards):
     return get_user_file(PLAN.models[wildcards.model]["config"])
+
+
+def get_held_out(wildcards):
+    """The splits of the teacher's export, of which a student answers the held-out rows."""
+    if wildcards.model in PLAN.students:
+        return f"{RUN}/{PLAN.teacher}/export/splits.jsonl"
+    return []
 
 
 def get_chunks(pattern):

@@ -12,6 +12,7 @@ rule generate_answers:
         model=f"{RUN}/{{model}}/model.yaml",
         gold=PLAN.gold_audit,
         summary=PLAN.pilot_summary,
+        held_out=get_held_out if PLAN.students else [],
     output:
         answered=f"{RUN}/{{model}}/generated/{{chunk}}.jsonl",
         failed=f"{RUN}/{{model}}/generated/{{chunk}}.failed.jsonl",
@@ -43,6 +44,7 @@ rule generate_answers:
         " --model {input.model:q}"
         " --gold {input.gold:q}"
         " --summary {input.summary:q}"
+        " --held-out {input.held_out:q}"
         " --answered {output.answered:q}"
         " --failed {output.failed:q}"
         " --not-asked {output.not_asked:q}"

@@ -28,9 +28,18 @@ if PLAN.has("judge"):
             mem_mb=300,
             requests_in_flight=PLAN.config["judge"]["concurrency"],
         params:
-            judge=PLAN.without(PLAN.config["judge"], "concurrency"),
+            settings=PLAN.settings("judge", without=["concurrency"]),
             answers_dir=PLAN.config["answers_dir"],
+            env_file=PLAN.env_files,
         message:
             "Judging chunk {wildcards.chunk} of {wildcards.model}"
-        script:
-            "../../scripts/judge_answers.py"
+        shell:
+            '"$POTSTILL_PYTHON" "$POTSTILL_SCRIPTS"/judge_answers.py'
+            " --rows {input.rows:q}"
+            " --model {input.model:q}"
+            " --output {output.rows:q}"
+            " --settings {params.settings:q}"
+            " --answers-dir {params.answers_dir:q}"
+            " --env-file {params.env_file:q}"
+            " --concurrency {resources.requests_in_flight:q}"
+            " --log {log:q}"

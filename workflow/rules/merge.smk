@@ -28,6 +28,8 @@ rule merge_answers:
         mem_mb=300,
     params:
         samples=PLAN.config["generate"]["samples"],
+        duplicates=PLAN.config["filter"] and PLAN.config["filter"]["duplicates"],
+        dialect=PLAN.dialect,
     message:
         "Merging the chunks of {wildcards.model}"
     script:

@@ -169,7 +169,9 @@ def write_index(folder: Path, parts: list[Index | NewEntries]) -> Path:
     shift = 32 - bits
     with publish(path) as out:
         out.write_line(orjson.dumps(header, option=orjson.OPT_APPEND_NEWLINE))
-        for entry in heapq.merge(*(_renumbered(part.stream(), numbers) for part, numbers in zip(parts, maps, strict=True))):
+        for entry in heapq.merge(
+            *(_renumbered(part.stream(), numbers) for part, numbers in zip(parts, maps, strict=True))
+        ):
             out.write_line(entry)
             counts[(int.from_bytes(entry[:4], "big") >> shift) + 1] += 1
         for bucket in range(1, len(counts)):

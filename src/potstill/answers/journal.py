@@ -66,8 +66,8 @@ def decode(line: bytes, where: str) -> dict[str, Any]:
     """
     if not is_intact(line):
         raise StoreError(
-            f"{where}: this record is damaged (its checksum does not fit). No crash leaves that behind: look at the disk, "
-            "then `potstill answers verify` lists all damage and `potstill answers prune --damaged` takes it out"
+            f"{where}: this record is damaged (its checksum does not fit). No crash leaves that behind: look at the "
+            "disk, then `potstill answers verify` lists all damage and `potstill answers prune --damaged` takes it out"
         )
     record: dict[str, Any] = loads(line)
     return record
@@ -117,7 +117,7 @@ class Journal:
         except OSError as error:
             with disk_errors(self.path):
                 os.ftruncate(self._descriptor, self.size)
-                raise error
+                raise OSError(error.errno, error.strerror) from error
         self.size += len(line)
         self._hints += _hint(place)
         return place
@@ -211,7 +211,7 @@ def _hinted_part(path: Path) -> tuple[int, int]:
     return count, end
 
 
-def _mend_hints(hints: Path, good: int, missing: bytes) -> None:
+def _mend_hints(hints: Path, good: int, missing: bytearray) -> None:
     with hints.open("ab") as stream:
         stream.truncate(good)
         stream.write(missing)
@@ -238,7 +238,7 @@ def read_hints(path: Path, start: int = 0) -> Iterator[Place]:
 
 
 def places(path: Path, start: int) -> Iterator[Place]:
-    """Yield where each record stands from a byte on: by the hints as far as they reach, then by the lines themselves."""
+    """Yield where each record stands from a byte on: by the hints as far as they reach, then by the lines."""
     end = start
     for place in read_hints(path, start):
         end = place.offset + place.length
@@ -272,7 +272,7 @@ def _key_at(line: bytes) -> slice:
 
 
 def _is_lost_tail(line: bytes, stream: Any) -> bool:
-    """Return whether a bad line is the end of a file whose last blocks a power cut kept from the disk (they are NUL)."""
+    """Return whether a bad line is the end of a file whose last blocks a power cut took (they read as NUL)."""
     return b"\0" in line and not any(is_intact(rest) for rest in stream)
 
 

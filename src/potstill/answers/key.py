@@ -30,7 +30,9 @@ class KeyMaker:
     """
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
-        identity = {name: value for name, value in parameters.items() if name not in _NOT_IDENTITY and value is not None}
+        identity = {
+            name: value for name, value in parameters.items() if name not in _NOT_IDENTITY and value is not None
+        }
         start = f'{{"format":{KEY_VERSION},"parameters":{canonical_json(identity)},"messages":'
         self._start = hashlib.sha256(start.encode("utf-8", "surrogatepass"))
 

@@ -55,7 +55,9 @@ class AnswerStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -222,33 +224,44 @@ class AnswerStore:
 
     def compact(self) -> None:
         """Merge all indexes into one and remove those that it covers."""
-        old = self._indexes
+        old = list(self._indexes)
         if len(old) > 1:
-            self._publish(list(old))
+            self._publish([*old])
             self._indexes = self._indexes[-1:]
             for index in old:
                 index.path.unlink(missing_ok=True)
                 index.close()
 
 
+def read_format(folder: Path) -> dict[str, Any]:
+    """Return what a store's `FORMAT.json` says.
+
+    Raises:
+        StoreError: If it is not JSON, or of a format that this code does not know.
+    """
+    file = folder / "FORMAT.json"
+    try:
+        found: dict[str, Any] = loads(file.read_bytes())
+    except ValueError as error:
+        raise StoreError(f'{file}: not JSON; it holds {{"format": {FORMAT}, "model": "<name as sent>"}}') from error
+    if found.get("format") != FORMAT:
+        raise StoreError(
+            f"{file}: format {found.get('format')}; this version of potstill knows {FORMAT}: use the one that wrote it"
+        )
+    return found
+
+
 def _check_format(folder: Path, model: str) -> None:
     """Write the store's version on first use, and refuse a version that this code does not know."""
     file = folder / "FORMAT.json"
-    try:
-        found = loads(file.read_bytes())
-    except FileNotFoundError:
+    if not file.exists():
         publish_json(file, {"format": FORMAT, "model": model})
-        return
-    except ValueError as error:
-        raise StoreError(f"{file}: not JSON; write {{\"format\": {FORMAT}, \"model\": \"{model}\"}} into it") from error
-    if found.get("format") != FORMAT:
-        raise StoreError(f"{file}: format {found.get('format')}; this version of potstill knows {FORMAT}: use the one that wrote it")
-    if found.get("model") != model:
-        raise StoreError(f"{folder}: holds answers of {found.get('model')!r}, not of {model!r}")
+    elif (found := read_format(folder).get("model")) != model:
+        raise StoreError(f"{folder}: holds answers of {found!r}, not of {model!r}")
 
 
 def _choose(folder: Path) -> list[Index]:
-    """Open the indexes of a store that are needed: those that a greater one does not cover, in an order without gaps."""
+    """Open the indexes of a store that are needed: those that no greater one covers, in an order without gaps."""
     opened = [index for path in sorted(folder.glob("*.idx"), reverse=True) if (index := open_index(path)) is not None]
     kept: list[Index] = []
     for index in opened:

@@ -20,13 +20,27 @@ _MAX_LINE_BYTES = 64 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `potstill generate`."""
-    parser.add_argument("--input-path", type=Path, required=True, metavar="FILE", help="rows: .jsonl (.gz, .zst), .csv, .parquet")
+    parser.add_argument(
+        "--input-path", type=Path, required=True, metavar="FILE", help="rows: .jsonl (.gz, .zst), .csv, .parquet"
+    )
     parser.add_argument("--output-path", type=Path, required=True, metavar="DIR", help="folder of the output files")
     parser.add_argument("--model-config", type=Path, required=True, metavar="M.yaml", help="the model file")
-    parser.add_argument("--concurrency", type=positive_int, default=30, metavar="N", help="requests in flight (default 30)")
-    parser.add_argument("--batch-size", type=positive_int, default=30, metavar="N", help="answers that are synced to the disk together (default 30, at most 64)")
-    parser.add_argument("--answers-dir", type=Path, metavar="DIR", help="the answer store (default: answers in the output folder)")
-    parser.add_argument("--prompt-template", type=Path, metavar="T.jinja", help="makes the user message from a row's fields")
+    parser.add_argument(
+        "--concurrency", type=positive_int, default=30, metavar="N", help="requests in flight (default 30)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=30,
+        metavar="N",
+        help="answers that are synced to the disk together (default 30, at most 64)",
+    )
+    parser.add_argument(
+        "--answers-dir", type=Path, metavar="DIR", help="the answer store (default: answers in the output folder)"
+    )
+    parser.add_argument(
+        "--prompt-template", type=Path, metavar="T.jinja", help="makes the user message from a row's fields"
+    )
     parser.add_argument("--max-rows", type=positive_int, metavar="N", help="a pilot: ask only the first rows")
     parser.add_argument("--samples", type=positive_int, default=1, metavar="K", help="answers per row (default 1)")
     parser.add_argument("--retry-failed", action="store_true", help="ask again the rows that failed before")
@@ -34,7 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="send nothing: a missing answer is an error")
     parser.add_argument("--requests-per-minute", type=float, metavar="N", help="rate limit")
     parser.add_argument("--tokens-per-minute", type=float, metavar="N", help="rate limit")
-    parser.add_argument("--outage-timeout", type=float, default=1800.0, metavar="S", help="seconds to wait for a teacher that is away (default 1800)")
+    parser.add_argument(
+        "--outage-timeout",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="seconds to wait for a teacher that is away (default 1800)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,14 +77,25 @@ def run(args: argparse.Namespace) -> int:
             read=_reader(args.prompt_template),
         )
     if counts.failed:
-        logging.getLogger("potstill.generate").warning("%d rows failed: see %s; --retry-failed asks them again", counts.failed, failed)
+        logging.getLogger("potstill.generate").warning(
+            "%d rows failed: see %s; --retry-failed asks them again", counts.failed, failed
+        )
     print(f"{counts.answered} answers: {answered}")
     return 0
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the flags under the names of the config's `generate`."""
-    names = ("samples", "batch_size", "max_rows", "retry_failed", "refresh", "offline", "requests_per_minute", "tokens_per_minute")
+    names = (
+        "samples",
+        "batch_size",
+        "max_rows",
+        "retry_failed",
+        "refresh",
+        "offline",
+        "requests_per_minute",
+        "tokens_per_minute",
+    )
     return {**{name: getattr(args, name) for name in names}, "outage_timeout_s": args.outage_timeout}
 
 

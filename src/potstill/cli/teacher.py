@@ -6,10 +6,12 @@ import argparse
 import asyncio
 from pathlib import Path
 
+from potstill.cli.arguments import port_number
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1; 0 takes a free one")
+    parser.add_argument("--port", type=port_number, required=True, help="port on 127.0.0.1; 0 takes a free one")
     parser.add_argument(
         "--answers", type=Path, required=True, metavar="FILE", help="JSONL of prompts and their answers"
     )

@@ -184,16 +184,16 @@ def _refuse_inline_keys(document: dict[str, Any], path: Path) -> None:
     if key is not None and str(key).strip().lower() not in NO_KEY_WORDS:
         remember(str(key))
         raise ConfigError(
-            f"{path}: client_config.api_key holds a key; keys never stand in a file of the project. Put it into a variable "
-            "(export TEACHER_KEY=…) and write `api_key_env: TEACHER_KEY` instead, or into a file of its own and write "
-            "`api_key_file: FILE`. (EMPTY, none and dummy may stand, for servers that need no key.)"
+            f"{path}: client_config.api_key holds a key; keys never stand in a file of the project. Put it into a "
+            "variable (export TEACHER_KEY=…) and write `api_key_env: TEACHER_KEY` instead, or into a file "
+            "of its own and write `api_key_file: FILE`. (EMPTY, none and dummy may stand, for servers that need no key.)"
         )
     for name, value in _texts(client, "client_config"):
         if looks_like_key(value) or name.rpartition(".")[2].lower() in {"authorization", "api-key", "x-api-key"}:
             remember(value)
             raise ConfigError(
-                f"{path}: {name} looks like a secret; write the name of a variable instead: `api_key_env: NAME` for the key, "
-                "`headers_env: {Header-Name: NAME}` for a header"
+                f"{path}: {name} looks like a secret; write the name of a variable instead: `api_key_env: NAME` "
+                "for the key, `headers_env: {Header-Name: NAME}` for a header"
             )
 
 
@@ -221,11 +221,16 @@ def _take_limit(parameters: dict[str, Any], path: Path) -> tuple[str, int | None
     if "messages" in parameters:
         raise ConfigError(f"{path}: chat_config.messages: the conversation comes from the rows; remove it here")
     if parameters.get("n") not in (None, 1):
-        raise ConfigError(f"{path}: chat_config.n: write `generate.samples: {parameters['n']}` in the config instead (and samples_mode: n)")
+        raise ConfigError(
+            f"{path}: chat_config.n: write `generate.samples: {parameters['n']}` in the config instead "
+            "(and samples_mode: n)"
+        )
     parameters.pop("n", None)
     given = [name for name in LIMIT_NAMES if parameters.get(name) is not None]
     if len(given) > 1:
-        raise ConfigError(f"{path}: chat_config: max_tokens and max_completion_tokens are two names of one thing; keep one")
+        raise ConfigError(
+            f"{path}: chat_config: max_tokens and max_completion_tokens are two names of one thing; keep one"
+        )
     limit = parameters[given[0]] if given else None
     for name in LIMIT_NAMES:
         parameters.pop(name, None)
@@ -243,9 +248,13 @@ def _addresses(client: dict[str, Any]) -> tuple[Address, ...]:
     for url, _ in pairs:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.netloc:
-            raise ConfigError(f"client_config.base_url: {url!r} is no address; it begins with http:// or https:// and names a host")
+            raise ConfigError(
+                f"client_config.base_url: {url!r} is no address; it begins with http:// or https:// and names a host"
+            )
         if parts.username or parts.password:
-            raise ConfigError("client_config.base_url holds a user or password; use `headers_env` or `api_key_env` instead")
+            raise ConfigError(
+                "client_config.base_url holds a user or password; use `headers_env` or `api_key_env` instead"
+            )
     return tuple(Address(clean_base(url), weight) for url, weight in pairs)
 
 
@@ -264,5 +273,7 @@ def _key_source(client: dict[str, Any], env: Mapping[str, str]) -> KeySource:
 def _checked_proxy(proxy: str | None, path: Path) -> str | None:
     if proxy and urllib.parse.urlsplit(proxy).password:
         remember(urllib.parse.urlsplit(proxy).password or "")
-        raise ConfigError(f"{path}: client_config.proxy holds a password; leave it out here and set HTTPS_PROXY in the environment")
+        raise ConfigError(
+            f"{path}: client_config.proxy holds a password; leave it out here and set HTTPS_PROXY in the environment"
+        )
     return proxy

@@ -15,7 +15,13 @@ from potstill.readers import expand_inputs
 Config = dict[str, Any]
 
 #: The stages that work on one chunk, in order, and the folder of each.
-STAGE_FOLDERS = {"generate": "generated", "clean": "cleaned", "execute": "executed", "score": "scored"}
+STAGE_FOLDERS = {
+    "generate": "generated",
+    "clean": "cleaned",
+    "execute": "executed",
+    "judge": "judged",
+    "score": "scored",
+}
 
 #: What a pasted key looks like: the known prefixes of providers, and a bearer header.
 _KEY = re.compile(r"^(sk-|hf_|gsk_|xai-|AIza|ghp_|AKIA|LTAI|Bearer )[A-Za-z0-9_\-.]{8,}")
@@ -53,8 +59,8 @@ def complete_config(config: Mapping[str, Any], where: str) -> Config:
         completed["score"] = None
     _check_models(completed, where)
     _check_execute(completed, where)
-    _check_stages(completed, where)
     _find_files(completed, where)
+    _check_stages(completed, where)
     return completed
 
 
@@ -86,6 +92,11 @@ def _check_models(config: Config, where: str) -> None:
         if alias.lower() in seen:
             raise ConfigError(f"{where}: models[{number}].alias: {alias} is taken ({seen[alias.lower()]}); give each its own")
         seen[alias.lower()] = alias
+    if any(model["role"] == "student" for model in config["models"]):
+        if all(model["role"] == "student" for model in config["models"]):
+            raise ConfigError(f"{where}: models: a student is compared with a teacher; give one model `role: teacher`")
+        if config["export"] is None or config["export"]["test_ratio"] == 0:
+            raise ConfigError(f"{where}: models: a student answers held-out rows; set export.test_ratio above 0")
 
 
 def _check_execute(config: Config, where: str) -> None:
@@ -101,14 +112,20 @@ def _check_execute(config: Config, where: str) -> None:
 
 def _check_stages(config: Config, where: str) -> None:
     """Check what only the stages themselves know: a filter's needs, a cleaner's dialect."""
+    from potstill.exports.check import check_export
+    from potstill.judge.rubric import Rubric
     from potstill.stages.clean import make_cleaner
     from potstill.stages.filter import check_stages
 
     try:
+        if config["export"] is not None:
+            check_export(config["export"])
+        if config["judge"] is not None:
+            Rubric(config["judge"])
         if config["clean"] is not None:
             make_cleaner(config["clean"])
         if config["filter"] is not None:
-            check_stages(config["filter"], [stage for stage in ("clean", "execute", "score") if config[stage] is not None])
+            check_stages(config["filter"], [stage for stage in ("clean", "execute", "judge", "score") if config[stage] is not None])
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
@@ -120,6 +137,10 @@ def _find_files(config: Config, where: str) -> None:
         model["config"] = _find(model["config"], f"{where}: models[{number}].config", Path.is_file)
     if prompt["template"] is not None:
         prompt["template"] = _find(prompt["template"], f"{where}: prompt.template", Path.is_file)
+    if config["judge"] is not None:
+        for key in ("model", "template"):
+            if config["judge"][key] is not None:
+                config["judge"][key] = _find(config["judge"][key], f"{where}: judge.{key}", Path.is_file)
     if execute is not None:
         if execute["database"] is not None:
             execute["database"] = _find(execute["database"], f"{where}: execute.database", Path.is_file)

@@ -226,6 +226,10 @@ class Exporter:
         for reason, count in sorted(counts.left_out.items()):
             if count:
                 logger.info("left out: %d rows, %s", count, reason)
+        if counts.exported and not any(counts.formats.get("dpo", {"train": 1}).values()):
+            logger.warning(
+                "dpo has no pairs: no prompt has a right and a wrong answer; ask for generate.samples of 2 or more"
+            )
         for name in self._empty_splits(plan) if counts.exported else ():
             cure = f"name another export.split_by, or set export.{name}_ratio to 0"
             logger.warning("the split %s is empty: %d groups by %s; %s", name, plan.groups, self._split_by, cure)

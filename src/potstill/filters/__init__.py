@@ -47,7 +47,7 @@ def _load(group: str, name: str, settings: dict[str, Any], key: str) -> Any:
     factory = _factory(group, name, key)
     try:
         made = factory(dict(settings))
-    except Exception as error:  # noqa: BLE001 - a user's code may raise anything; it is a matter of the config
+    except Exception as error:
         raise ConfigError(f"{key}: {name!r} does not take its settings {settings!r}: {error}") from error
     if not callable(made):
         raise ConfigError(f"{key}: {name!r} gave {type(made).__name__}, a function of a row was expected")
@@ -64,6 +64,6 @@ def _factory(group: str, name: str, key: str) -> Callable[[dict[str, Any]], Any]
         )
     try:
         loaded: Callable[[dict[str, Any]], Any] = offered[name].load()
-    except Exception as error:  # noqa: BLE001 - the import of a user's module may raise anything
+    except Exception as error:
         raise ConfigError(f"{key}: {name!r} ({offered[name].value}) cannot be imported: {error}") from error
     return loaded

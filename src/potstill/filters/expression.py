@@ -111,7 +111,8 @@ class Expression:
             near = difflib.get_close_matches(name, ADDED_FIELDS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"filter.expression: no row has the field {name!r}{hint} (for a field that few rows have, write get({name!r}))"
+                f"filter.expression: no row has the field {name!r}{hint} "
+                f"(for a field that few rows have, write get({name!r}))"
             )
 
 

@@ -220,7 +220,10 @@ class Engine:
             times = [(opens, endpoint) for endpoint in self._endpoints if (opens := endpoint.opens_at(now)) is not None]
             free = [endpoint for opens, endpoint in times if opens <= now]
             if free:
-                return min(free, key=lambda endpoint: (endpoint.out_since is None, endpoint.in_flight / endpoint.address.weight))
+                return min(
+                    free,
+                    key=lambda endpoint: (endpoint.out_since is None, endpoint.in_flight / endpoint.address.weight),
+                )
             opens = min((opens for opens, _ in times), default=None)
         if opens is not None:
             self._wake_at(opens)
@@ -367,7 +370,12 @@ class Engine:
             again.repair, again.usage = (choice.content, problem), paid
             self._put_back(again)
             return
-        fault = Fault("schema_invalid", f"not what response_format asks for, also after one repair: {problem}", 200, usage=reply.usage)
+        fault = Fault(
+            "schema_invalid",
+            f"not what response_format asks for, also after one repair: {problem}",
+            200,
+            usage=reply.usage,
+        )
         self._results.keep(job, place, failure_record(job, place, fault, endpoint.address.base, choice), final=True)
 
     # -- faults -----------------------------------------------------------------------------------------------
@@ -397,11 +405,16 @@ class Engine:
         endpoint.refused(now, fault.retry_after)
         job.waits += 1
         patience = self._limits.outage_timeout_s
-        if (fault.retry_after or 0) > patience or now - endpoint.last_success > max(patience, 2 * (fault.retry_after or 0)):
-            self.stop(TryAgainError(
-                f"{endpoint.address.base} has answered with nothing but rate limits for {now - endpoint.last_success:.0f} s "
-                f"(last: {fault.message}); all answers so far are kept: give the same command again later"
-            ))
+        if (fault.retry_after or 0) > patience or now - endpoint.last_success > max(
+            patience, 2 * (fault.retry_after or 0)
+        ):
+            self.stop(
+                TryAgainError(
+                    f"{endpoint.address.base} has answered with nothing but rate limits for "
+                    f"{now - endpoint.last_success:.0f} s (last: {fault.message}); "
+                    "all answers so far are kept: give the same command again later"
+                )
+            )
         if fault.retry_after is not None:
             self._put_back(job)
         else:
@@ -414,21 +427,36 @@ class Engine:
         base = endpoint.address.base
         if fault.kind == "auth":
             if key == self._key and not self._reload_key():
-                self.stop(KeyRefusedError(
-                    f"{base} refuses the key of {self._model.key.describe()} ({fault.message}); put a valid key there, "
-                    "then give the same command again", base, key,
-                ))
+                self.stop(
+                    KeyRefusedError(
+                        f"{base} refuses the key of {self._model.key.describe()} ({fault.message}); put a valid key "
+                        "there, then give the same command again",
+                        base,
+                        key,
+                    )
+                )
         elif fault.kind == "quota":
-            self.stop(TryAgainError(
-                f"{base} has no credit left ({fault.message}); all answers so far are kept: add credit, then give the same command again"
-            ))
+            self.stop(
+                TryAgainError(
+                    f"{base} has no credit left ({fault.message}); all answers so far are kept: "
+                    "add credit, then give the same command again"
+                )
+            )
         elif fault.kind == "tls":
-            self.stop(ConfigError(f"{base}: its certificate is not trusted ({fault.message}); name its CA as client_config.ca_file in {self._model.file}"))
+            self.stop(
+                ConfigError(
+                    f"{base}: its certificate is not trusted ({fault.message}); "
+                    f"name its CA as client_config.ca_file in {self._model.file}"
+                )
+            )
         else:
-            self.stop(ConfigError(
-                f"{base} does not serve {self._model.name} ({fault.message}); check client_config.base_url (up to and with /v1) and "
-                f"chat_config.model in {self._model.file}"
-            ))
+            self.stop(
+                ConfigError(
+                    f"{base} does not serve {self._model.name} ({fault.message}); "
+                    "check client_config.base_url (up to and with /v1) and "
+                    f"chat_config.model in {self._model.file}"
+                )
+            )
 
     def _reload_key(self) -> bool:
         """Read the key again and return whether it has changed: somebody may have renewed it."""
@@ -537,10 +565,14 @@ class Engine:
         waited = now - max(endpoint.last_success for endpoint in self._endpoints)
         if waited >= self._limits.outage_timeout_s:
             names = ", ".join(endpoint.address.base for endpoint in self._endpoints)
-            self.stop(TryAgainError(
-                f"{names} has not answered for {waited:.0f} s (generate.outage_timeout_s: {self._limits.outage_timeout_s:g}); "
-                "all answers so far are kept: give the same command again later"
-            ), drain=False)
+            self.stop(
+                TryAgainError(
+                    f"{names} has not answered for {waited:.0f} s "
+                    f"(generate.outage_timeout_s: {self._limits.outage_timeout_s:g}); "
+                    "all answers so far are kept: give the same command again later"
+                ),
+                drain=False,
+            )
 
 
 class KeyRefusedError(ConfigError):
@@ -550,4 +582,3 @@ class KeyRefusedError(ConfigError):
         super().__init__(message)
         self.base = base
         self.key = key
-

@@ -1,4 +1,4 @@
-"""What can go wrong with a request: each trouble has one class, told once by type and status, and each class one action.
+"""What can go wrong with a request: each trouble has one class, told by type and status, and each class one action.
 
 | class | when | what is done |
 |---|---|---|
@@ -41,7 +41,9 @@ from potstill.secrets import redact
 RAW_LIMIT = 4096
 
 _CONTEXT_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"})
-_FILTER_CODES = frozenset({"content_filter", "content_policy_violation", "moderation_blocked", "data_inspection_failed"})
+_FILTER_CODES = frozenset(
+    {"content_filter", "content_policy_violation", "moderation_blocked", "data_inspection_failed"}
+)
 _QUOTA_CODES = frozenset({"insufficient_quota", "insufficient_balance", "billing_hard_limit_reached"})
 
 
@@ -177,7 +179,9 @@ def from_error_body(document: dict[str, Any], raw: bytes) -> Fault:
         kind = "quota"
     elif codes & _CONTEXT_CODES:
         kind = "context_too_long"
-    return Fault(kind, redact(f"HTTP 200 with an error: {str(error.get('message') or error)[:500]}"), 200, raw=raw_text(raw))
+    return Fault(
+        kind, redact(f"HTTP 200 with an error: {str(error.get('message') or error)[:500]}"), 200, raw=raw_text(raw)
+    )
 
 
 def raw_text(body: bytes) -> str:

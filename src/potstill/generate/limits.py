@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import random
 
+#: Less than this is rounding.
+_DUST = 1e-9
 #: The share of rate limits that counts as none.
 _QUIET = 0.02
 _SHRINK = 0.75
@@ -121,7 +123,8 @@ class Bucket:
             return 0.0
         self._fill(now)
         # A debt (an answer that was longer than was guessed) is waited out.
-        return max(0.0, (1.0 - self._level) / self._rate) if self._level < 1.0 else 0.0
+        missing = 1.0 - self._level
+        return missing / self._rate if missing > _DUST else 0.0
 
     def spend(self, amount: float) -> None:
         """Take units out; a negative amount gives back what was guessed too high."""

@@ -49,8 +49,8 @@ class Progress:
         of = f"/{self.total} ({100 * self.done / max(self.total, 1):.0f} %)" if self.total is not None else ""
         left = f", ETA {_span((self.total - self.done) / rate)}" if self.total is not None and rate > 0 else ""
         return (
-            f"{self.done}{of} rows, {rate:.1f} rows/s, {self.failed} failed, {retries} retried, {self.reused} from the store, "
-            f"{in_flight} in flight{left}"
+            f"{self.done}{of} rows, {rate:.1f} rows/s, {self.failed} failed, {retries} retried, "
+            f"{self.reused} from the store, {in_flight} in flight{left}"
         )
 
     def seconds(self) -> float:

@@ -13,8 +13,12 @@ from potstill.generate.wire_json import loads
 _FILTERED = frozenset({"content_filter", "refusal", "safety", "SAFETY", "sensitive"})
 
 #: The think block of the answer text: opened at its very beginning, or opened by the prompt and only closed here.
-_THINK_OPEN = re.compile(r"\s*<(think|thinking|thought|reasoning|seed:think|\|begin_of_thought\|)>|\s*\[THINK\]", re.IGNORECASE)
-_THINK_CLOSE = re.compile(r"</(?:think|thinking|thought|reasoning|seed:think)>|<\|end_of_thought\|>|\[/THINK\]", re.IGNORECASE)
+_THINK_OPEN = re.compile(
+    r"\s*<(think|thinking|thought|reasoning|seed:think|\|begin_of_thought\|)>|\s*\[THINK\]", re.IGNORECASE
+)
+_THINK_CLOSE = re.compile(
+    r"</(?:think|thinking|thought|reasoning|seed:think)>|<\|end_of_thought\|>|\[/THINK\]", re.IGNORECASE
+)
 _HARMONY = re.compile(r"\s*<\|channel\|>analysis<\|message\|>(.*?)(?:<\|end\|>|$)", re.DOTALL)
 
 
@@ -74,7 +78,9 @@ def read_document(document: dict[str, Any], body: bytes, wanted: int = 1) -> Rep
             fault = from_error_body({"error": error}, body)
             fault.usage = usage
             return fault
-        return Fault("invalid_response", "HTTP 200 with a choice that holds no message", 200, raw=raw_text(body), usage=usage)
+        return Fault(
+            "invalid_response", "HTTP 200 with a choice that holds no message", 200, raw=raw_text(body), usage=usage
+        )
     return Reply(good, usage, _text(document.get("model")), _text(document.get("system_fingerprint")))
 
 
@@ -99,7 +105,11 @@ def _join_parts(content: Any) -> tuple[str | None, str | None]:
         return content, None
     if not isinstance(content, list):
         return None, None
-    texts = [part.get("text") or "" for part in content if isinstance(part, dict) and part.get("type") in {"text", "output_text"}]
+    texts = [
+        part.get("text") or ""
+        for part in content
+        if isinstance(part, dict) and part.get("type") in {"text", "output_text"}
+    ]
     thoughts = [part.get("thinking") for part in content if isinstance(part, dict) and part.get("type") == "thinking"]
     thinking = "".join(t if isinstance(t, str) else _join_parts(t)[0] or "" for t in thoughts)
     return "".join(texts), thinking or None
@@ -108,7 +118,12 @@ def _join_parts(content: Any) -> tuple[str | None, str | None]:
 def fault_of(choice: Choice, usage: dict[str, Any] | None) -> Fault | None:
     """Return why a whole choice is no answer, or None if it is one."""
     if choice.finish_reason in _FILTERED:
-        return Fault("content_filter", f"the server held the answer back (finish_reason {choice.finish_reason})", 200, usage=usage)
+        return Fault(
+            "content_filter",
+            f"the server held the answer back (finish_reason {choice.finish_reason})",
+            200,
+            usage=usage,
+        )
     if choice.content.strip() or choice.tool_calls:
         return None
     if choice.finish_reason == "length":
@@ -148,7 +163,9 @@ def add_usage(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[
     if one is None or other is None:
         return one or other
     return {
-        name: None if one.get(name) is None and other.get(name) is None else (one.get(name) or 0) + (other.get(name) or 0)
+        name: None
+        if one.get(name) is None and other.get(name) is None
+        else (one.get(name) or 0) + (other.get(name) or 0)
         for name in {**one, **other}
     }
 
@@ -174,5 +191,5 @@ def inline_reasoning(content: str) -> str | None:
 
 
 def _stands_alone(content: str, closed: re.Match[str]) -> bool:
-    """Return whether a closing tag without an opening one ends its line: then the prompt's template opened the block."""
+    """Return whether a closing tag without an opening one ends its line: the prompt's template opened the block."""
     return content[: closed.start()].endswith("\n") or content[closed.end() : closed.end() + 1] in {"\n", ""}

@@ -191,7 +191,9 @@ class RequestMaker:
                 raise BadRowError(f"{self.profile_field}: unknown profile {profile!r}; known are {allowed}")
             profile = known[profile]
         if not isinstance(profile, dict):
-            raise BadRowError(f"{self.profile_field}: found {type(profile).__name__}, allowed are an object or a profile's name")
+            raise BadRowError(
+                f"{self.profile_field}: found {type(profile).__name__}, allowed are an object or a profile's name"
+            )
         if fixed := sorted(profile.keys() & _FIXED):
             raise BadRowError(f"{self.profile_field}: {fixed[0]} can't be changed for a row")
         return {**fields, **profile}

@@ -1,4 +1,4 @@
-"""A budget for a run, kept by all of its jobs together: each writes what it has spent and reads what the others have."""
+"""A budget for a run, kept by all of its jobs: each writes what it has spent and reads what the others have."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class Budget:
             ConfigError: If there is a limit and the model file has no prices.
         """
         if limit is not None and prices is None:
-            raise ConfigError("generate.budget is set, but the model file has no prices: add `prices: {input: …, output: …}`")
+            raise ConfigError(
+                "generate.budget is set, but the model file has no prices: add `prices: {input: …, output: …}`"
+            )
         budget = cls(store / "spent" / _short(run), job, limit, prices)
         budget.share()
         try:

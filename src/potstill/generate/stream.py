@@ -114,7 +114,9 @@ def _merge_call(calls: dict[int, dict[str, Any]], piece: Any) -> None:
     """Add a piece of a tool call: the arguments come in bits, the rest once."""
     if not isinstance(piece, dict):
         return
-    call = calls.setdefault(piece.get("index") or 0, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}})
+    call = calls.setdefault(
+        piece.get("index") or 0, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
+    )
     call["id"] = piece.get("id") or call["id"]
     call["type"] = piece.get("type") or call["type"]
     function = piece.get("function") or {}
@@ -138,7 +140,7 @@ async def read_stream(content: aiohttp.StreamReader, idle_s: float, wanted: int 
             if not piece:
                 break
             *lines, rest = (rest + piece).split(b"\n")
-            if any([reader.feed(line) for line in lines]):
+            if sum(reader.feed(line) for line in lines):
                 clock.reschedule(loop.time() + idle_s)
             if len(rest) > _MAX_LINE:
                 return Fault("invalid_response", "a line of the stream has no end", 200, raw=raw_text(rest))

@@ -6,6 +6,7 @@ answer that was there before the run began cost nothing in this run: the answer 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -60,12 +61,26 @@ def count_tokens(usage: Mapping[str, Any], kind: str) -> int:
     return int(number) if number is not None and 0 <= number < MOST_TOKENS else 0
 
 
-def with_times(rows: Path, timings: Path) -> Iterator[tuple[Row, Row]]:
-    """Yield each row of a merged file with its line of timings.jsonl, which has the rows of a file in their order."""
-    lines = read_rows(timings)
-    for row in read_rows(rows):
-        key = (row.get("sample_id"), row.get("sample_index", 0))
-        yield row, next((line for line in lines if (line.get("sample_id"), line.get("sample_index")) == key), {})
+def with_times(files: ModelFiles) -> Iterator[tuple[str, Row, Row]]:
+    """Yield each kept, rejected and failed row, its end first, with its line of timings.jsonl last.
+
+    The lines stand in the order of the files' rows, so one pass over all four does: each line belongs to the row that
+    is next in one of the three. A row without a line has none of its times.
+    """
+    streams = {end: read_rows(getattr(files, end)) for end in _ENDS}
+    heads = {end: next(stream, None) for end, stream in streams.items()}
+    for line in read_rows(files.timings):
+        end = next((end for end, row in heads.items() if row is not None and _key(row) == _key(line)), None)
+        if end is not None and (row := heads[end]) is not None:
+            yield end, row, line
+            heads[end] = next(streams[end], None)
+    for end, stream in streams.items():
+        rest = itertools.chain([head] if (head := heads[end]) is not None else [], stream)
+        yield from ((end, row, {}) for row in rest)
+
+
+def _key(row: Row) -> tuple[object, object]:
+    return row.get("sample_id"), row.get("sample_index", 0)
 
 
 def find_start(logs: Iterable[Path]) -> float | None:
@@ -99,9 +114,8 @@ def write_cost_report(
     started = find_start(logs)
     spent = {end: _Spent(prices, started) for end in _ENDS}
     known = started is not None
-    for end in _ENDS:
-        for row, times in with_times(getattr(files, end), files.timings):
-            spent[end].add(row, times)
+    for end, row, times in with_times(files):
+        spent[end].add(row, times)
     report = {"model": model, "prices": asdict(prices) if prices else None, **_sums(spent, prices is not None, known)}
     publish_json(output, report)
     return report

@@ -27,12 +27,14 @@ def admit(sql: Any, *, dialect: str, max_bytes: int) -> str:
         max_bytes: A longer text is not looked at.
 
     Raises:
-        QueryError: `not_a_query`, `multiple_statements` or `too_big`.
+        QueryError: `not_a_query`, `multiple_statements`, `too_big`, or `syntax` for what is no text.
     """
     if not isinstance(sql, str) or not sql or sql.isspace():
         raise QueryError("not_a_query", "no statement")
     if len(sql) > max_bytes:
         raise QueryError("too_big", f"the statement has more than {max_bytes} bytes")
+    if not sql.isascii():
+        _check_encodable(sql)
     if _PLAIN_START.match(sql):
         # Most statements need no scanner: they hold no semicolon, or one at the very end.
         trimmed = sql.rstrip(" \t\r\n;")
@@ -44,6 +46,13 @@ def admit(sql: Any, *, dialect: str, max_bytes: int) -> str:
     if count_statements(sql, dialect=dialect) > 1:
         raise QueryError("multiple_statements", "more than one statement")
     return strip_statement(sql, dialect=dialect)
+
+
+def _check_encodable(sql: str) -> None:
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise QueryError("syntax", "the statement holds half of a surrogate pair, which is no text") from error
 
 
 def _why_not(sql: str, word: str) -> str:

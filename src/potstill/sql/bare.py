@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, statement_at, unfinished
+from potstill.sql.scan import BLANKS, TERMINATORS, first_keyword, statement_at, unfinished, words
 from potstill.sql.syntax import MAX_CHECKED_CHARS, check_syntax
 
 #: How much of a text may be scanned in all, so that a hostile one ends: characters, beyond twice its length.
@@ -49,6 +49,7 @@ _FROM = re.compile(r"\bFROM\b", re.IGNORECASE)
 _EXPRESSION = re.compile(r"[\d*('\"=+]")
 _OPERATOR = re.compile(r"[=<>*('\",`]|\.\w|\bJOIN\b")
 
+_LABEL_OR_BOLD = re.compile(r"\w:\s|\*\*[\w ]|[\w ]\*\*|`\s+\w+\s+\w+\s")
 _DOTS = re.compile(r"(?:\.\.\.|…)(?!>)")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
 #: Arrows, signs and pictures that close a sentence.
@@ -65,17 +66,15 @@ SAME_LENGTH = str.maketrans(
     }
 )
 
-# What may stand before a statement on its line and leave it code.
-_BEFORE = re.compile(
-    r"(?:[\s>*_#|-]|\d+[.)]\s|[\w/&’' ()\"*-]{0,60}[:：=>→]\s*\**\s*|[`\"'“‘「『(（《【]+|\bsqlite3?>|[.。!！?？,，;；]\s+)*",
-    re.UNICODE,
-)
 _ENDS_AS_CODE = re.compile(r"(?:[:：`\"'“‘「『(（>=→*|#。．.!！?？，,;；…】」)-]|[\u3040-\u9fff])\s*\Z")
-_WORDS_OF_BOTH = "WITH FOR AND OR AS IN IS NOT ON THEN WHEN LIKE END USING FROM ALL LEFT RIGHT BETWEEN".split()
-#: How a statement goes on behind a line break. Words that English has too count in one case only: `With this, …` is prose.
+_WORDS_OF_BOTH = words(
+    "WITH FOR AND OR AS IN IS NOT ON THEN WHEN LIKE END USING FROM ALL LEFT RIGHT BETWEEN",
+)
+#: How a statement goes on behind a line break. Words of English count in one case only: `With this, …` is prose.
+_BOTH_CASES = "|".join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BOTH)])
 _CONTINUES = re.compile(
-    r"\s*(?:(?:WHERE|GROUP|ORDER|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|ELSE|"
-    r"CASE|WINDOW|VALUES|FETCH)\b|(?-i:" + "|".join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BOTH)]) + r")\b"
+    r"\s*(?:(?:WHERE|GROUP|ORDER|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|"
+    rf"ELSE|CASE|WINDOW|VALUES|FETCH)\b|(?-i:{_BOTH_CASES})\b"
     r"|[),;(]|--|/\*)",
     re.IGNORECASE,
 )
@@ -86,11 +85,13 @@ _PROSE_WORDS = (
 )
 #: A line that is prose or markup, if what stands before it is complete.
 _PROSE_LINE = re.compile(
-    rf"\n[ \t]*(?=[^\x00-\x7f]|#{{1,6}}[ \t]|\||[+][-=+]{{2,}}|"
-    rf"[-=_*]{{3,}}[ \t]*\r?$|\*\*[\w\u4e00-\u9fff]|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|```|~~~|</?[A-Za-z]|>|\[\(|"
-    rf"(?-i:[A-Z])[\w()/' ]{{0,40}}[:：](?!:)(?:\s|$)|(?-i:SQLResult|Explanation|Question|Human|User|Assistant)\b|"
+    rf"\n[ \t]*(?="
+    rf"[^\x00-\x7f]|#{{1,6}}[ \t]|\||[+][-=+]{{2,}}|[-=_*]{{3,}}[ \t]*\r?$|\*\*\w|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|"
+    rf"``+|`[ \t]*\r?$|~~~|</?[A-Za-z]|>|\[\(|"
+    rf"[A-Za-z][\w()/' ]{{0,40}}[:：](?!:)(?:\s|$)|(?-i:SQL|EOF|EOS)[ \t]*\r?$|"
+    rf"(?-i:SQLResult|Explanation|Question|Human|User|Assistant)\b|(?-i:{_PROSE_WORDS})\b[ ,]|"
     rf"(?!(?:FROM|WHERE|GROUP|ORDER|LIMIT|AND|OR|JOIN|UNION)\b)[^\n]{{1,200}}\n[ \t]*[-+|=][-+|= \t]{{2,}}\r?$|"
-    rf"\(?\d+ rows?\b|(?-i:{_PROSE_WORDS})\b[ ,]|\\[gG]\b|(?-i:GO)[ \t]*\r?$|/[ \t]*\r?$|\.[a-z]+\b|Query OK|Time:|"
+    rf"\(?\d+ rows?\b|\\[gG]\b|(?-i:GO)[ \t]*\r?$|/[ \t]*\r?$|\.[a-z]+\b|Query OK|Time:|"
     rf"(?:sqlite|mysql|postgres|[\w-]+=[>#]|\$)[>#]?[ \t])",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -98,15 +99,17 @@ _PARAGRAPH = re.compile(r"\r?\n[ \t]*\r?\n\s*")
 _RESTART = re.compile(r"\n[ \t]*(?=(?:SELECT|WITH\s+\w+\s+AS\s*\()(?!\w))", re.IGNORECASE)
 #: A query is part of the statement when one of these stands before it.
 _EXPECTING = frozenset(
-    "UNION ALL EXCEPT INTERSECT MINUS AS IN EXISTS ANY SOME INTO EXPLAIN PLAN DISTINCT FOR ANALYZE VERBOSE".split()
+    ("UNION ALL EXCEPT INTERSECT MINUS AS IN EXISTS ANY SOME INTO EXPLAIN PLAN DISTINCT FOR ANALYZE VERBOSE").split()  # noqa: SIM905 - read as a sentence
 )
 _STOP_WORDS = frozenset(
-    "this that which the it to returns return will gives give here note and with for as because since so then is in by "
-    "would should where explanation output result query if".split()
+    words(
+        "this that which the it to returns return will gives give here note and with for as because since so then",
+        "is in by would should where explanation output result query if",
+    )
 )
 _PROSE_TOKENS = re.compile(
-    r"\b(?:this|that|which|the|returns?|will|query|it|to|of|because|since|result|above|here|an?|each|gets?|finds?|should|"
-    r"would|so|i|we|you|your|gives?|please|if|need)\b",
+    r"\b(?:this|that|which|the|returns?|will|query|it|to|of|because|since|result|above|here|each|gets?|finds?|should|"
+    r"would|so|we|you|your|gives?|please|if|need)\b",
     re.IGNORECASE,
 )
 _CJK = re.compile(r"[\u3000-\u303f\u3040-\u30ff\u3400-\u9fff\uff01-\uff5e]")
@@ -118,7 +121,7 @@ _DANGLING = re.compile(
 )
 _META_TAIL = re.compile(r"\s*\\[gG]\s*\Z")
 _PROMPT = re.compile(
-    r"^[ \t]*(?:sqlite>|mysql>|MariaDB \[[^\]]*\]>|[\w-]+=[>#]|duckdb>|D|SQL>|>>>|>)[ \t]+(?=\S)", re.MULTILINE
+    r"^[ \t]*(?:sqlite>|mysql>|MariaDB \[[^\]]*\]>|[\w-]+=[>#]|duckdb>|D|SQL>|\d+>|>>>|>)[ \t]+(?=\S)", re.MULTILINE
 )
 _PROMPT_GO_ON = re.compile(r"^[ \t]*(?:\.\.\.>|->|[\w-]+[-('][>#]|\d+>|·|‣|\.\.\.)[ \t]?", re.MULTILINE)
 
@@ -332,7 +335,7 @@ def _end_in(text: str, start: int, dialect: str, *, inner: bool) -> _End:
 
 def _markup(text: str, start: int, limit: int) -> int:
     """Return where a closing HTML tag, or the next cell of a table, ends a statement before its own end."""
-    ends = [match.start() for match in islice(re.compile(r"</[A-Za-z]").finditer(text, start, limit), 5)]
+    ends = [match.start() for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]|\[\^").finditer(text, start, limit), 5)]
     if _line_before(text, start).lstrip().startswith("|"):
         ends += [match.start() for match in islice(re.compile(r"(?<!\|)\|(?!\|)").finditer(text, start, limit), 20)]
     for end in sorted(ends):
@@ -374,25 +377,27 @@ def _boundaries(region: str) -> list[int]:
 
 def _restarts(region: str) -> Iterator[int]:
     """Yield where a new statement begins on a line of its own, though the one before it has no terminator."""
+    # `WITH x AS (…)` and `INSERT INTO t (…)` go on with a query behind a parenthesis, a SELECT does not.
+    expecting = "(,=<>" if first_keyword(region) == "SELECT" else "(,)=<>"
     for match in islice(_RESTART.finditer(region), 5 * _MAX_BOUNDARIES):
-        if not _expects_query(region[max(0, match.start() - 300) : match.start()]):
+        if not _expects_query(region[max(0, match.start() - 300) : match.start()], expecting):
             yield match.start()
 
 
-def _expects_query(before: str) -> bool:
+def _expects_query(before: str, signs: str) -> bool:
     """Say whether what stands before a query makes it a part: a set operator, an opening parenthesis, a comma."""
     for line in reversed(before.splitlines()[-8:]):
         code = line.partition("--")[0].rstrip()
         if code.endswith("*/"):
             code = code[: code.rfind("/*")].rstrip() if "/*" in code else ""
         if code:
-            return code[-1] in "(,)=<>" or code.split()[-1].upper() in _EXPECTING
+            return code[-1] in signs or code.split()[-1].upper() in _EXPECTING
     return False
 
 
 _SQL_LINES = re.compile(
-    r"[^\n]*(?:\n[ \t]*(?:FROM|WHERE|GROUP BY|ORDER BY|HAVING|LIMIT|JOIN|LEFT JOIN|INNER JOIN|LEFT OUTER JOIN|CROSS JOIN|AND|OR|ON|"
-    r"UNION|UNION ALL|INTERSECT|EXCEPT)\b[^\n]*)*+\Z"
+    r"[^\n]*(?:\n[ \t]*(?:FROM|WHERE|GROUP BY|ORDER BY|HAVING|LIMIT|JOIN|LEFT JOIN|INNER JOIN|LEFT OUTER JOIN|"
+    r"CROSS JOIN|AND|OR|ON|UNION|UNION ALL|INTERSECT|EXCEPT)\b[^\n]*)*+\Z"
 )
 
 
@@ -437,8 +442,9 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
     verdict = check_syntax(region, dialect)
     restart = next(_restarts(region), None) if verdict.kind != "yes" else None
     if restart is not None:
-        region = region[:restart]
-        return _End(start + len(region.rstrip(BLANKS)), start + len(region), False, False)
+        region = region[:restart].rstrip(BLANKS)
+        whole, terminated, left_open = _End(start + len(region), start + restart, False, False), True, ""
+        verdict = check_syntax(region, dialect)
     if verdict.kind == "yes":
         stop = len(region) if terminated else _trim_words(region, dialect)
         return whole._replace(stop=start + stop, checked=True)
@@ -475,14 +481,22 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
         if position < 0:
             break
         head = region[:position].rstrip(BLANKS + '.。,，:：!?`*"”')
-        if best is None or len(head) > best:
-            if check_syntax(head, dialect).kind == "yes" and _complete(head):
-                best = len(head)
+        longer = best is None or len(head) > best
+        if longer and check_syntax(head, dialect).kind == "yes" and _complete(head):
+            best = len(head)
         position = region.find(token, position + max(1, len(token)))
+    if best is None:
+        best = _before_remark(region, token, dialect)
     if best is None:
         return None
     best = _trim_words(region[:best], dialect)
     return best if _is_prose(region[best:]) else None
+
+
+def _before_remark(region: str, token: str, dialect: str) -> int | None:
+    """Return the length of what stands before a remark in parentheses: `FROM t (this returns …)`."""
+    head = region[: max(0, region.rfind("(", 0, region.find(token)))].rstrip(BLANKS)
+    return len(head) if head and check_syntax(head, dialect).kind == "yes" and _complete(head) else None
 
 
 def _is_prose_line(rest: str) -> bool:
@@ -528,10 +542,14 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
         return False
     if verb:
         return end.checked or sql.isupper() or sql[:6].isupper() or end.goes_on > end.stop
-    if first_keyword(sql) != "SELECT":
-        return True
+    word = first_keyword(sql)
+    if word != "SELECT":
+        # `the values (1, 2)` is prose.
+        return word == "WITH" or rank == 2 or "VALUES" in sql
     upper = "SELECT" in sql[: sql.upper().find("SELECT") + 6] or rank == 2
     has_from = _FROM.search(sql) is not None
+    if not end.checked and _is_prosy(sql):
+        return False
     if not end.checked and rank == 2 and _UPPER_CLAUSE.search(sql):
         return True
     if not has_from and not (_EXPRESSION.search(sql) and (end.checked or end.truncated)):
@@ -539,6 +557,12 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
     if end.checked:
         return upper or (_OPERATOR.search(sql) is not None and has_from)
     return rank == 2 and (sql[:6].isupper() or _STRONG_OPERATOR.search(sql) is not None)
+
+
+def _is_prosy(sql: str) -> bool:
+    """Say whether a text that does not parse reads as a sentence or a list: `SELECT name: the column to return`."""
+    code = _QUOTED.sub("''", sql)
+    return _LABEL_OR_BOLD.search(code) is not None or len(_PROSE_TOKENS.findall(code)) >= 3
 
 
 def has_placeholder(sql: str) -> bool:

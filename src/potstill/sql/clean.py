@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import html
 import re
-from itertools import islice
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import NamedTuple
 
-from potstill.sql import bare, embedded
+from potstill.sql import bare, choice, embedded, repairs
 from potstill.sql.fences import JSON_LABELS, NEUTRAL_LABELS, PROGRAM_LABELS, SQL_LABELS, Block, find_blocks
 from potstill.sql.reasoning import strip_reasoning
-from potstill.sql.scan import BLANKS, QUERY_WORDS, TERMINATORS, first_keyword, is_plain, skip_leading, statements, unfinished
+from potstill.sql.scan import (
+    BLANKS,
+    QUERY_WORDS,
+    TERMINATORS,
+    first_keyword,
+    is_plain,
+    skip_leading,
+    statements,
+    unfinished,
+    words,
+)
 from potstill.sql.syntax import check_syntax
 
 #: An answer inside an answer inside an answer (a fence in JSON in a tag): deeper than this nobody nests.
@@ -34,7 +44,7 @@ class Cleaned(NamedTuple):
         sql: The statement, or "" when there is none.
         method: How it was found: fence, tag, json, bare; none.
         notes: What was odd: had_reasoning, unfinished_reasoning, truncated_statement, several_statements,
-            not_a_query, unclosed_fence, refusal, empty, not_text, fullwidth_punctuation, html_unescaped.
+            not_a_query, unclosed_fence, in_code, refusal, empty, fullwidth_punctuation, html_unescaped.
     """
 
     sql: str
@@ -63,15 +73,15 @@ def clean_sql(text: str, *, dialect: str = "sqlite") -> Cleaned:
     body = answer.text.strip(BLANKS)
     if not body:
         return Cleaned("", "none", (*notes, "empty"))
-    body = _without_next_turn(body)
-    hit = _find(_real_newlines(body), dialect, 0)
-    if "<br" in body and hit and _BREAK.search(_LITERAL.sub("''", hit.sql)):
-        hit = _find(_BREAK.sub("\n", body), dialect, 0)
-    if "&" in body and _is_escaped(hit.sql if hit else body):
-        hit = _find(_real_newlines(html.unescape(body)), dialect, 0)
+    body = _without_next_turn(repairs.without_styles(body))
+    hit = _find(repairs.real_newlines(body), dialect, 0)
+    if hit and repairs.has_breaks(hit.sql):
+        hit = _find(repairs.without_breaks(body), dialect, 0)
+    if "&" in body and repairs.has_entities(hit.sql if hit else body):
+        hit = _find(repairs.real_newlines(html.unescape(body)), dialect, 0)
         notes.append("html_unescaped")
     if hit is None:
-        return Cleaned("", "none", (*notes, *(["refusal"] if is_refusal(body) else [])))
+        return Cleaned("", "none", (*notes, *(["refusal"] if choice.is_refusal(body) else [])))
     return _finish(hit, notes, dialect)
 
 
@@ -79,9 +89,9 @@ def _finish(hit: _Hit, notes: list[str], dialect: str) -> Cleaned:
     sql = hit.sql
     notes.extend(hit.notes)
     if "\\_" in sql or "\\*" in sql:
-        sql = _without_markdown_escapes(sql, dialect)
+        sql = repairs.without_markdown_escapes(sql, dialect)
     if not sql.isascii():
-        plain = plain_punctuation(sql)
+        plain = repairs.plain_punctuation(sql)
         if plain != sql:
             sql = plain
             notes.append("fullwidth_punctuation")
@@ -94,11 +104,10 @@ def _finish(hit: _Hit, notes: list[str], dialect: str) -> Cleaned:
     return Cleaned(sql, hit.method, tuple(notes))
 
 
-_BREAK = re.compile(r"<br ?/?>\n?")
 # What begins the next turn of a conversation that the model went on to invent.
 _NEXT_TURN = re.compile(
-    r"^[ \t]*(?:#{1,4} ?(?:Instruction|Question|Input|User|Human|Schema)\b|(?:Question|Q|User|Human|USER|Input|Instruction|"
-    r"Database schema|Schema|-- Question|问题|用户)(?: \d+)?[:：])",
+    r"^[ \t]*(?:#{1,4} ?(?:Instruction|Question|Input|User|Human|Schema)\b|"
+    r"(?:Question|Q|User|Human|USER|Input|Instruction|Database schema|Schema|-- Question|问题|用户)(?: \d+)?[:：])",
     re.MULTILINE,
 )
 _TURN_WORDS = ("uestion", "Q:", "ser:", "SER:", "uman", "nput", "nstruction", "chema", "问题", "用户", "### User")
@@ -113,23 +122,6 @@ def _without_next_turn(body: str) -> str:
         if _HAS_QUERY_WORD.search(before) and not unfinished(before[-2000:]) and _find(before, "sqlite", 1):
             return before
     return body
-
-
-_LITERAL = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)")
-#: Its semicolon may be missing: it was taken for the statement's end.
-_ENTITY = re.compile(r"&(?:lt|gt|quot|apos|#39|#x27|#34|amp)(?:;|\Z)")
-
-
-def _is_escaped(sql: str) -> bool:
-    """Say whether a statement was HTML-escaped: an entity stands outside its literals."""
-    return _ENTITY.search(sql) is not None and _ENTITY.search(_LITERAL.sub("''", sql)) is not None
-
-
-def _real_newlines(body: str) -> str:
-    r"""Turn `\n` written as two characters into line breaks, where a text has no others and they stand outside literals."""
-    if "\\n" not in body or "\n" in body or body[0] in '{["':
-        return body
-    return embedded.unescape(body) if "\\n" in _LITERAL.sub("''", body) and '":' not in body else body
 
 
 # --------------------------------------------------------------------------------------------------- the search
@@ -191,8 +183,8 @@ def _in_tags(body: str, dialect: str, depth: int) -> _Hit | None:
 
 def _in_json(body: str, dialect: str, depth: int) -> _Hit | None:
     """Find the statement in a text that is JSON from its first character on (a JSON string included)."""
-    if body[0] == '"' and body[-1] == '"' and "\\" in body:
-        return _in_json_string(body, dialect, depth)
+    if body[0] == '"' and body[-1] == '"':
+        return _in_json_string(body, dialect, depth) if "\\" in body else _in_doubled_quotes(body, dialect)
     return _in_prose_json(body, dialect, depth) if body[0] in "{[" else None
 
 
@@ -205,6 +197,12 @@ def _in_json_string(body: str, dialect: str, depth: int) -> _Hit | None:
         return None
     hit = _find(value, dialect, depth + 1) if isinstance(value, str) else None
     return hit._replace(method="json") if hit else None
+
+
+def _in_doubled_quotes(body: str, dialect: str) -> _Hit | None:
+    """Find the statement in a text that is quoted as CSV does it, quotes doubled."""
+    hit = pick_statement(body[1:-1].replace('""', '"'), dialect) if '""' in body else None
+    return hit if hit is not None and check_syntax(hit.sql, dialect).kind == "yes" else None
 
 
 def _in_prose_json(body: str, dialect: str, depth: int) -> _Hit | None:
@@ -233,7 +231,7 @@ def _in_fences(body: str, dialect: str, depth: int) -> _Hit | None:
     candidates = list(_candidates(body, blocks, dialect, depth))
     queries = [candidate for candidate in candidates if candidate.hit.is_query]
     if queries:
-        chosen = _choose(queries, body)
+        chosen = _choose(queries)
         corrected = _corrected_below(body, chosen, dialect) if chosen is queries[-1] else None
         return corrected or chosen.hit
     return candidates[-1].hit if candidates else None
@@ -283,63 +281,20 @@ def _in_program(content: str, dialect: str, depth: int) -> _Hit | None:
     return found._replace(notes=(*found.notes, "in_code")) if found and found.is_query else None
 
 
-_DEMOTES = re.compile(
-    r"\b(?:alternativ\w*|breakdown|sub-?quer(?:y|ies)|inner query|verify|to test|to check|sanity check|incorrect|wrong|"
-    r"instead of|don't use|do not use|avoid|would fail|original query|your query|first attempt|not recommended|"
-    r"you can also|you could also|could also|if you (?:also |only |want|need|prefer|would)|optional(?:ly)?|equivalent|"
-    r"create an index|explanation of|for (?:reference|comparison)|break(?:s|ing)? (?:it |this |them |the query )?down|in general|"
-    r"this part|explained|how it works|to (?:confirm|debug|inspect|see)|double.check|test (?:it|the query|with)|general form|"
-    r"in (?:sql server|mysql|postgres(?:ql)?|oracle|t-sql)|before running)\b|备选|另一种|也可以|或者|验证|错误的|不要使用|原始|子查询|如果(?:您|你)?(?:需要|想)",
-    re.IGNORECASE,
-)
-_PROMOTES = re.compile(
-    r"\b(?:correct|corrected|fixed|should be|final|actual|right|revised|updated|improved|simplified|better|so use|"
-    r"wait|actually|sorry|mistake|answer)\b|正确|修正|更正|最终|应该|改为|更新|不对",
-    re.IGNORECASE,
-)
-
-
-def _is_demoted(intro: str) -> bool:
-    """Say whether the words before a block call it something else than the answer."""
-    last = re.split(r"\n\s*\n(?=\S)", intro.strip())[-1][-200:]
-    return _DEMOTES.search(last) is not None and _PROMOTES.search(last) is None
-
-
-def _choose(queries: list[_Candidate], body: str) -> _Candidate:
+def _choose(queries: list[_Candidate]) -> _Candidate:
     """Choose between several fenced queries: the last one wins, unless it is called something else or is a part."""
     if len(queries) == 1:
         return queries[0]
-    programs = [query for query in queries if "in_code" not in query.hit.notes]
-    pool = programs or queries
+    pool = [query for query in queries if "in_code" not in query.hit.notes] or queries
     pool = [query for query in pool if not bare.has_placeholder(query.hit.sql)] or pool
-    for query in reversed(pool):
-        if not _is_demoted(query.intro) and not _is_part(query, pool):
+    for place, query in reversed(list(enumerate(pool))):
+        earlier = [other.hit.sql for other in pool[:place]]
+        if not choice.is_demoted(query.intro) and not choice.is_part(query.hit.sql, earlier, query.intro):
             return query
-    return pool[0] if all(_is_demoted(query.intro) for query in pool[1:]) else pool[-1]
+    return pool[0]
 
 
-def _is_part(query: _Candidate, others: list[_Candidate]) -> bool:
-    """Say whether a query repeats a part of an earlier one: then it explains, it does not answer.
-
-    A beginning of the earlier one may be its correction instead ("no filter is needed"), if the words say so.
-    """
-    inner = _squeeze(query.hit.sql)
-    earlier = [_squeeze(other.hit.sql) for other in others if other.block.start < query.block.start]
-    if any(f"({inner})" in sql for sql in earlier):
-        return True
-    return any(inner in sql and inner != sql for sql in earlier) and _PROMOTES.search(query.intro) is None
-
-
-def _squeeze(sql: str) -> str:
-    return re.sub(r"\s+", "", sql[:20_000]).lower()
-
-
-_HAS_QUERY_WORD = re.compile(r"[SsWw](?:ELECT|elect|ITH|ith)\b")
-_CORRECTION = re.compile(
-    r"\b(?:wait|actually|correction|corrected|sorry|mistake|should be|should have been|instead|oops|on second thought)\b|"
-    r"更正|应该是|不对|修正|改为|应为|抱歉",
-    re.IGNORECASE,
-)
+_HAS_QUERY_WORD = re.compile(r"[SsWwVv](?:ELECT|elect|ITH|ith|ALUES|alues)\b")
 
 
 def _corrected_below(body: str, chosen: _Candidate, dialect: str) -> _Hit | None:
@@ -347,11 +302,11 @@ def _corrected_below(body: str, chosen: _Candidate, dialect: str) -> _Hit | None
     rest = body[chosen.block.end :]
     if len(rest) < 20 or len(rest) > 5000 or not _HAS_QUERY_WORD.search(rest):
         return None
-    cue = _CORRECTION.search(rest)
+    cue = choice.find_correction(rest)
     if cue is None:
         return None
     found = [item for item in bare.find_statements(rest, dialect) if item.is_query and item.rank == 2 and item.checked]
-    found = [item for item in found if item.start > cue.start()]
+    found = [item for item in found if item.start > cue]
     return _Hit(found[-1].sql, "bare") if found else None
 
 
@@ -382,7 +337,7 @@ def pick_statement(text: str, dialect: str) -> _Hit | None:
         begin = statement.limit + 1
     if chosen is None:
         return None
-    if not chosen_is_query and not _is_other_statement(chosen):
+    if not chosen_is_query and first_keyword(chosen) not in _OTHER_WORDS:
         return None
     if chosen_is_query and _prose_inside(chosen, dialect):
         return None
@@ -411,14 +366,14 @@ def _own_comments(text: str, begin: int, start: int) -> int:
     return first + len(text[first:start]) - len(text[first:start].lstrip(BLANKS))
 
 
-_OTHER_START = re.compile(
-    r"(?:EXPLAIN|INSERT|UPDATE|DELETE|REPLACE|CREATE|DROP|ALTER|PRAGMA|TRUNCATE|MERGE|SHOW|DESCRIBE|DESC|ATTACH|DETACH|VACUUM|"
-    r"REINDEX|ANALYZE|BEGIN|COMMIT|ROLLBACK|SAVEPOINT|GRANT|REVOKE|SET|USE|CALL|EXEC|EXECUTE|DECLARE|TABLE|COPY|LOAD)\Z"
+#: The words that a statement of another kind begins with.
+_OTHER_WORDS = frozenset(
+    words(
+        "EXPLAIN INSERT UPDATE DELETE REPLACE CREATE DROP ALTER PRAGMA TRUNCATE MERGE SHOW DESCRIBE DESC ATTACH",
+        "DETACH VACUUM REINDEX ANALYZE BEGIN COMMIT ROLLBACK SAVEPOINT GRANT REVOKE SET USE CALL EXEC EXECUTE",
+        "DECLARE TABLE COPY LOAD",
+    )
 )
-
-
-def _is_other_statement(sql: str) -> bool:
-    return _OTHER_START.match(first_keyword(sql)) is not None
 
 
 def _prose_inside(sql: str, dialect: str) -> bool:
@@ -429,12 +384,6 @@ def _prose_inside(sql: str, dialect: str) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------- running text
-
-_FINAL_CUE = re.compile(
-    r"^[ \t#>*_-]*(?:(?:the|my|so,?)\s+)*(?:final|corrected|revised)\s+(?:answer|sql|query|sql\s+query|version|output|statement)\b"
-    r"[^\n]{0,60}|^[ \t#>*_-]*(?:最终|最后|修正后)(?:的)?(?:答案|SQL|查询|语句|结果|版本)[^\n]{0,30}",
-    re.IGNORECASE | re.MULTILINE,
-)
 
 
 def _in_bare(body: str, dialect: str, depth: int) -> _Hit | None:
@@ -489,22 +438,15 @@ def _choose_found(found: list[bare.Found], text: str) -> bare.Found | None:
     queries = ([item for item in found if item.is_query] or found)[-_MAX_FOUND:]
     best = max(item.rank for item in queries)
     pool = [item for item in queries if item.rank == best]
-    cue = None
-    for cue in _FINAL_CUE.finditer(text):  # noqa: B007 - the last one is what we want
-        pass
+    cue = choice.find_final(text)
     if cue is not None:
-        after = [item for item in queries if item.start >= cue.start() and item.rank == best]
-        pool = after[:1] or pool
-    for item in reversed(pool):
+        pool = [item for item in pool if item.start >= cue][:1] or pool
+    for place, item in reversed(list(enumerate(pool))):
         intro = text[max(0, item.start - 200) : item.start]
-        if not _is_found_part(item, pool) and not _is_demoted(intro):
+        earlier = [other.sql for other in pool[:place]]
+        if not choice.is_demoted(intro) and not choice.is_part(item.sql, earlier, "correct"):
             return item
     return pool[-1]
-
-
-def _is_found_part(item: bare.Found, others: list[bare.Found]) -> bool:
-    inner = _squeeze(item.sql)
-    return any(other.start < item.start and f"({inner})" in _squeeze(other.sql) for other in others[:50])
 
 
 def _in_code_text(text: str, dialect: str, depth: int) -> _Hit | None:
@@ -514,72 +456,3 @@ def _in_code_text(text: str, dialect: str, depth: int) -> _Hit | None:
     embedded.in_code(text, _reader(dialect, depth, hits))
     found = _pick(hits, "bare")
     return found if found is not None and found.is_query else None
-
-
-# --------------------------------------------------------------------------------------------------- small repairs
-
-_MARKS = re.compile(
-    r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|‘([^‘’']*)’|“([^“”\"]*)”", re.DOTALL
-)
-_PLAIN = str.maketrans(
-    {
-        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if not chr(code - 0xFEE0).isalnum()},
-        "\u3000": " ",
-        "\u00a0": " ",
-        "\u202f": " ",
-        "\ufeff": None,
-        "\u200b": None,
-        "\u200c": None,
-        "\u200d": None,
-        "\u2060": None,
-    }
-)
-
-
-def plain_punctuation(sql: str) -> str:
-    """Replace full-width punctuation and typographic quotes outside literals, names and comments by plain ones.
-
-    No dialect knows them there, so nothing that could run is changed; inside literals they are data and stay.
-    """
-    pieces = []
-    position = 0
-    for match in _MARKS.finditer(sql):
-        pieces.append(sql[position : match.start()].translate(_PLAIN))
-        pieces.append(_straight(match))
-        position = match.end()
-    pieces.append(sql[position:].translate(_PLAIN))
-    return "".join(pieces).rstrip(TERMINATORS + BLANKS)
-
-
-def _straight(match: re.Match[str]) -> str:
-    if match.group(1) is not None:
-        return f"'{match.group(1)}'"
-    return f'"{match.group(2)}"' if match.group(2) is not None else match.group()
-
-
-def _without_markdown_escapes(sql: str, dialect: str) -> str:
-    r"""Undo `\_` and `\*` outside literals, where that makes a text parse that did not."""
-    if check_syntax(sql, dialect).kind == "yes":
-        return sql
-    pieces = []
-    position = 0
-    for match in _MARKS.finditer(sql):
-        pieces += [_ESCAPE.sub(r"\1", sql[position : match.start()]), match.group()]
-        position = match.end()
-    repaired = "".join([*pieces, _ESCAPE.sub(r"\1", sql[position:])])
-    return repaired if check_syntax(repaired, dialect).kind == "yes" else sql
-
-
-_ESCAPE = re.compile(r"\\([_*<>\[\]()#.`~-])")
-_REFUSAL = re.compile(
-    r"\b(?:I\s+(?:can(?:'|’)?t|cannot|can\s+not|am\s+(?:unable|not able)|won(?:'|’)t|will\s+not|must\s+decline|do\s+not\s+have)|"
-    r"I(?:'|’)m\s+(?:sorry|unable|afraid|not\s+able)|sorry,?\s+(?:but\s+)?I|unable\s+to\s+(?:generate|answer|provide|write|help|"
-    r"create)|as\s+an\s+AI|not\s+possible\s+to\s+answer|cannot\s+be\s+(?:answered|generated|determined)|apologi[sz]e)\b"
-    r"|抱歉|对不起|无法|不能(?:回答|生成|提供|帮)|很遗憾|我没有办法|作为(?:一个)?(?:AI|人工智能)|拒绝",
-    re.IGNORECASE,
-)
-
-
-def is_refusal(text: str) -> bool:
-    """Say whether a text without SQL declines the task, in English or Chinese."""
-    return _REFUSAL.search(text[:4000]) is not None

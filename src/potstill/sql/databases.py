@@ -7,6 +7,7 @@ would leave files there. Its committed state is copied into a scratch folder tha
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 import stat
@@ -25,6 +26,10 @@ _SQLITE_MAGIC = b"SQLite format 3\x00"
 _FORMAT_AT, _WAL = 18, 2
 _SIDECARS = ("-wal", "-journal")
 _COPY_TRIES = 3
+#: What stands for a row's id in the connection string of a server.
+_ID = "{db_id}"
+_SERVER_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_PASSWORD = re.compile(r"\bpassword\s*=|://[^/@:]*:[^/@]+@", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +49,8 @@ class Databases:
     """Finds and keeps the databases of a run; a context manager, since it may hold copies.
 
     Args:
-        suffixes: Endings of the engine's files.
-        database: The one file of all rows.
+        suffixes: Endings of the engine's files; none for a server.
+        database: The one file of all rows; for a server its connection string, in which `{db_id}` stands for the row's.
         folder: The folder that each row's database is in.
         field: The row's field that names it.
         sqlite: Whether these are SQLite's files, with their headers and journals.
@@ -73,8 +78,12 @@ class Databases:
         self._sqlite = sqlite
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._found: dict[str, Database | QueryError] = {}
+        if folder is not None and not suffixes:
+            raise ConfigError("execute.database_dir: the engine is a server; give `database`, a connection string")
         self._root = _existing_folder(folder) if folder is not None else None
-        self._shared = self._open_shared(Path(database)) if database is not None else None
+        self._template = _connection_string(str(database)) if database is not None and not suffixes else None
+        is_file = database is not None and self._template is None
+        self._shared = self._open_shared(Path(database)) if is_file and database is not None else None
 
     def __enter__(self) -> Databases:
         return self
@@ -96,6 +105,8 @@ class Databases:
         """
         if self._shared is not None:
             return self._shared
+        if self._template is not None and _ID not in self._template:
+            return Database(shared_name(self._template, is_server=True), self._template)
         name = row.get(self._field)
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)
@@ -109,6 +120,10 @@ class Databases:
         return found
 
     def _look_up(self, name: str) -> Database | QueryError:
+        if self._template is not None:
+            if not _SERVER_NAME.fullmatch(name):
+                return QueryError("no_such_database", f"database {name!r}: letters, digits, _ and - make a name")
+            return Database(name, self._template.replace(_ID, name))
         try:
             return Database(name, self._locate(self._path(name)))
         except QueryError as error:
@@ -142,7 +157,7 @@ class Databases:
         if not path.is_file():
             raise ConfigError(f"execute.database: {path}: {'is a folder' if path.is_dir() else 'no such file'}")
         try:
-            return Database(path.name, self._locate(path.resolve()))
+            return Database(shared_name(path, is_server=False), self._locate(path.resolve()))
         except QueryError as error:
             raise ConfigError(f"execute.database: {path}: {error.message}") from error
         except (OSError, sqlite3.Error) as error:
@@ -180,6 +195,24 @@ class Databases:
         finally:
             connection.close()
         return copy
+
+
+def shared_name(database: str | Path, *, is_server: bool) -> str:
+    """Return what the one database of all rows is called in the gold audit."""
+    return "server" if is_server else Path(database).name
+
+
+def _connection_string(text: str) -> str:
+    """Return a server's connection string.
+
+    Raises:
+        ConfigError: When it holds a password.
+    """
+    if _PASSWORD.search(text):
+        raise ConfigError(
+            "execute.database: a connection string holds no password; libpq reads it from PGPASSWORD or ~/.pgpass"
+        )
+    return text
 
 
 def _existing_folder(folder: str | Path) -> Path:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from potstill.sql.reasoning import is_quoted
-from potstill.sql.scan import QUERY_WORDS, first_keyword
+from potstill.sql.repairs import unescape
+from potstill.sql.scan import QUERY_WORDS, first_keyword, words
 
 #: Tries `text`, gives the statement in it or None.
 Reader = Callable[[str], str | None]
@@ -30,16 +31,18 @@ _BOXED = re.compile(r"\\boxed\s*\{")
 _LATEX_TEXT = re.compile(r"\s*\\(?:text|texttt|mathtt|verb)\s*\{(.*)\}\s*\Z", re.DOTALL)
 
 #: JSON keys that may hold the statement, the most telling first.
-_KEYS = (
-    "final_sql", "sql", "sql_query", "sqlquery", "final_query", "query", "sql_statement", "statement", "generated_sql",
-    "final_answer", "final", "answer", "output", "response", "result", "code", "content", "text", "arguments", "parameters",
-    "input", "function", "tool_input", "data", "value",
-)  # fmt: skip
+_KEYS = words(
+    "final_sql sql sql_query sqlquery final_query query sql_statement statement generated_sql final_answer",
+    "final answer output response result code content text arguments parameters input function tool_input data",
+    "value",
+)
 _RANK = {key: rank for rank, key in enumerate(_KEYS)}
 #: Keys whose value is never the answer, whatever it looks like.
 _SIDE_KEYS = frozenset(
-    "reasoning thought thoughts thinking explanation analysis rationale comment comments notes note plan steps draft "
-    "question schema error alternatives original wrong rejected".split()
+    words(
+        "reasoning thought thoughts thinking explanation analysis rationale comment comments notes note plan steps",
+        "draft question schema error alternatives original wrong rejected",
+    )
 )
 _JSON_START = re.compile(r"\{\s*[\"']|\[\s*[\"'{\[]")
 _KEY_VALUE = re.compile(
@@ -55,7 +58,7 @@ _MAX_CODE_CHARS = 60_000
 
 
 def in_tags(text: str, read: Reader, *, at_most: int) -> str | None:
-    """Return the statement in the last tag (`<answer>`, `<sql>`, `\\boxed{}` …) that holds one."""
+    r"""Return the statement in the last tag (`<answer>`, `<sql>`, `\boxed{}` …) that holds one."""
     if "\\boxed" in text:
         for match in reversed(list(_BOXED.finditer(text))[-20:]):
             found = read(_boxed(text, match.end()))
@@ -196,14 +199,6 @@ def _in_broken_json(text: str, read: Reader) -> str | None:
     end = re.search(rf"""{quote}\s*(?:,\s*["'][\w ]+["']\s*:|\}}|\]\s*\}})""", rest)
     raw = rest[: end.start()] if end else rest.rstrip().rstrip("`").rstrip("}\n ").removesuffix(quote)
     return read(unescape(raw))
-
-
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "\\": "\\", "/": "/", "`": "`"}
-
-
-def unescape(text: str) -> str:
-    """Replace the escapes of a JSON or program string."""
-    return re.sub(r"\\([nrt\"'\\/`])", lambda match: _ESCAPES[match.group(1)], text)
 
 
 def in_code(text: str, read: Reader) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from potstill.sql.compare import matches, runs, split
 from potstill.sql.engines import Engine
-from potstill.sql.ordering import find_ties
+from potstill.sql.ordering import Ties, find_ties
 from potstill.sql.outcome import Cells, QueryError, Result, types_of
 from potstill.sql.policy import Policy
 from potstill.sql.signature import PLAIN_TYPES, sign
@@ -28,6 +28,7 @@ _LEFT_TO_CHANCE = re.compile(
     r"[(]|\b(limit|offset|group|having|distinct|union|intersect|except|window|over|with|values|current_\w+)\b",
     re.IGNORECASE,
 )
+_LAST_LIMIT = re.compile(r"\blimit\s+\d+\s*(?=$|--|/\*)", re.IGNORECASE)
 _ONLY_COUNT = re.compile(r"\s*select\s+count\s*\(\s*\*\s*\)(?=\s+from\b)", re.IGNORECASE)
 
 
@@ -109,8 +110,8 @@ class Evaluator:
         except QueryError as error:
             status = "timeout" if error.error_class in ("timeout", "killed") else "error"
             return Gold(status, error.error_class, error.message)
-        unsteady = self._is_unsteady(database, sql, result)
         ties = find_ties(sql, result, self._engine.dialect, lambda probe: self._run_again(database, probe))
+        unsteady = self._is_unsteady(database, sql, result, ties)
         groups = None if ties is None else ties.sizes
         return Gold(
             status="nondeterministic" if unsteady else "ok" if result.rows else "empty",
@@ -175,9 +176,12 @@ class Evaluator:
                 return None  # gold ran before, and now it does not: nobody's answer is to blame
         return matches(Result(gold.column_count, rows, types_of(rows)), result, self._policy, groups=gold.groups)
 
-    def _is_unsteady(self, database: str, sql: str, result: Result) -> bool:
+    def _is_unsteady(self, database: str, sql: str, result: Result, ties: Ties | None) -> bool:
         """Whether the bag of rows changes when unordered rows are read in another order."""
-        if not _LEFT_TO_CHANCE.search(_ONLY_COUNT.sub("", sql)):
+        settled = _ONLY_COUNT.sub("", sql)
+        if ties is not None and ties.limit_is_fair:
+            settled = _LAST_LIMIT.sub("", settled)
+        if not _LEFT_TO_CHANCE.search(settled):
             return False
         self._restart_clock()
         try:
@@ -217,4 +221,4 @@ def _is_small(result: Result) -> bool:
 
 def pack(gold: Gold, *, with_rows: bool) -> tuple[Any, ...]:
     """Return a gold result as the plain tuple that crosses a pipe, without its rows where the signature will do."""
-    return tuple(gold if with_rows or gold.has_real else gold._replace(rows=None))
+    return tuple(gold if with_rows or gold.has_real or gold.rows is None else gold._replace(rows=None))

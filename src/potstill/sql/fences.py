@@ -8,12 +8,15 @@ from itertools import islice
 from typing import NamedTuple
 
 from potstill.sql.reasoning import is_quoted
-from potstill.sql.scan import QUERY_WORDS, first_keyword, unfinished
+from potstill.sql.scan import QUERY_WORDS, first_keyword, unfinished, words
 
 #: Words behind a fence that name SQL; a label with more to it (`sql title="x"`) begins with one of them.
 SQL_LABELS = frozenset(
-    "sql sqlite sqlite3 postgresql postgres psql pgsql plpgsql mysql mariadb tsql t-sql plsql pl/sql duckdb snowflake "
-    "bigquery oracle hive spark sparksql ansi-sql mssql presto trino redshift clickhouse query sqlquery".split()
+    words(
+        "sql sqlite sqlite3 postgresql postgres psql pgsql plpgsql mysql mariadb tsql t-sql plsql pl/sql duckdb",
+        "snowflake bigquery oracle hive spark sparksql ansi-sql mssql presto trino redshift clickhouse query",
+        "sqlquery",
+    )
 )
 #: Labels that say nothing about what is inside.
 NEUTRAL_LABELS = frozenset(
@@ -21,8 +24,10 @@ NEUTRAL_LABELS = frozenset(
 )
 #: Labels of programs that may carry a statement in a string.
 PROGRAM_LABELS = frozenset(
-    "python py python3 ipython javascript js typescript ts java kotlin scala go golang rust ruby php c csharp c# cs r "
-    "bash sh shell zsh console terminal powershell cmd cpp c++ jinja jinja2 yaml yml xml html".split()
+    words(
+        "python py python3 ipython javascript js typescript ts java kotlin scala go golang rust ruby php c csharp",
+        "c# cs r bash sh shell zsh console terminal powershell cmd cpp c++ jinja jinja2 yaml yml xml html",
+    )
 )
 JSON_LABELS = frozenset(["json", "jsonc", "json5", "jsonl"])
 

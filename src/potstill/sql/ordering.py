@@ -51,10 +51,12 @@ class Ties:
     Attributes:
         sizes: How many rows each run has, in gold's order; their sum is the number of rows.
         cut: True where a LIMIT cut through a run: which of its rows are in the result was left to chance.
+        limit_is_fair: True where it was seen that LIMIT cut none.
     """
 
     sizes: list[int]
     cut: bool = False
+    limit_is_fair: bool = False
 
 
 def find_ties(sql: str, result: Result, dialect: str, run: RunQuery) -> Ties | None:
@@ -305,7 +307,7 @@ def _read_runs(probed: Result, key_count: int, result: Result, *, limited: bool)
         if not is_cut and not same_bag(rows, result.rows[at : at + size], Tolerance(1e-9, 0.0)):
             return None
         at += size
-    return Ties(sizes, cut)
+    return Ties(sizes, cut, limit_is_fair=limited and not cut)
 
 
 def _tie(left: Cells, right: Cells) -> bool:

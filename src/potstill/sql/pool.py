@@ -219,6 +219,7 @@ class _Worker:
         self._outbox = bytearray()
         self._inbox = bytearray()
         self._ended = False
+        self._words = ""
 
     def _start(self, setup: dict[str, Any]) -> subprocess.Popen[bytes]:
         # The same interpreter with the same path; nothing is looked up by name, no environment need be active.
@@ -312,10 +313,14 @@ class _Worker:
         self._answers.close()
         self._page.close()
         self._page_file.close()
+        self._words = self.last_words()
+        self._errors.close()
         return number
 
     def last_words(self) -> str:
         """Return the last line that the process wrote on stderr."""
+        if self._errors.closed:
+            return self._words
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else ""

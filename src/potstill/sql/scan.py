@@ -15,6 +15,12 @@ from typing import NamedTuple
 #: A full-width semicolon is what a Chinese keyboard gives; no dialect uses it for anything else.
 TERMINATORS = ";；"
 
+
+def words(*lines: str) -> tuple[str, ...]:
+    """Return the words of some lines: a list of words is better read as a sentence than as a column."""
+    return tuple(" ".join(lines).split())
+
+
 #: The words that a query begins with; a statement that begins with another is none.
 QUERY_WORDS = frozenset(["SELECT", "WITH", "VALUES"])
 
@@ -68,7 +74,7 @@ def _marks(dialect: str) -> re.Pattern[str]:
 
 
 def is_plain(text: str) -> bool:
-    """Say whether a text is so plain that it needs no scan: no terminator, no comment, all quotes and parentheses paired.
+    """Say whether a text needs no scan: no terminator, no comment, all quotes and parentheses paired.
 
     A few counts in C instead of a walk; most statements are so. False means only that nothing is known.
     """

@@ -21,7 +21,7 @@ import time
 from typing import IO, Any
 
 from potstill.sql.engines import make_engine
-from potstill.sql.evaluate import Evaluator, Gold
+from potstill.sql.evaluate import Evaluator, Gold, pack
 from potstill.sql.limits import Limits
 from potstill.sql.policy import Policy
 
@@ -108,7 +108,8 @@ class _Server:
             database, sql, gold, gold_sql = arguments
             return tuple(self.evaluator.answer(database, sql, None if gold is None else Gold(*gold), gold_sql))
         if kind == "gold":
-            return tuple(self.evaluator.gold(*arguments))
+            database, sql, with_rows = arguments
+            return pack(self.evaluator.gold(database, sql), with_rows=with_rows)
         return self.evaluator.agrees(*arguments)
 
     def _send(self, done: list[tuple[int, Any]]) -> None:

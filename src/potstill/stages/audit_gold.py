@@ -19,7 +19,8 @@ from potstill.errors import InputError
 from potstill.records import Row
 from potstill.rows import dumps, publish, publish_json, read_rows
 from potstill.sql.admission import admit
-from potstill.sql.databases import Databases
+from potstill.sql.databases import Databases, shared_name
+from potstill.sql.engines import engine_class
 from potstill.sql.evaluate import USABLE_STATUSES, Gold
 from potstill.sql.gold import GoldFile, gold_key, to_line
 from potstill.sql.outcome import QueryError
@@ -148,7 +149,9 @@ def gold_sql_of(row: Row, config: ExecuteSettings) -> str | None:
 
 def database_name(row: Row, config: ExecuteSettings) -> str:
     """Return what a row calls its database, as the audit's keys have it."""
-    return Path(config.database).name if config.database is not None else str(row.get(config.database_field))
+    if config.database is None or "{db_id}" in config.database:
+        return str(row.get(config.database_field))
+    return shared_name(config.database, is_server=not engine_class(config.engine).suffixes)
 
 
 class _Store:
@@ -211,7 +214,7 @@ class _Audit:
                 continue
             try:
                 admitted = admit(sql, dialect=self._dialect, max_bytes=self._config.limits.max_sql_bytes)
-                task: Task = ("gold", (self._databases.find(row).location, admitted))
+                task: Task = ("gold", (self._databases.find(row).location, admitted, True))
             except QueryError as error:
                 self._keep(query, Gold("error", error.error_class, error.message))
                 continue

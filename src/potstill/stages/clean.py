@@ -75,7 +75,8 @@ def clean_rows(input: Path, output: Path, *, settings: dict[str, Any]) -> CleanC
             out.write(row)
         if counts.rows and missing == counts.rows:
             raise InputError(
-                f"{input}: no row has the field {source!r} (found: {', '.join(example)}); name it with clean.field or --field"
+                f"{input}: no row has the field {source!r} (found: {', '.join(example)}); "
+                "name it with clean.field or --field"
             )
     return counts
 

@@ -211,7 +211,7 @@ class Executor:
     def _ask_gold(self, database: Database, sql: str, unknown: dict[tuple[str, str], Task]) -> None:
         key = (database.location, sql)
         try:
-            unknown[key] = ("gold", (database.location, self._admit(sql)))
+            unknown[key] = ("gold", (database.location, self._admit(sql), self._with_rows))
         except QueryError as error:
             self._golds[key] = Gold("error", error.error_class, error.message)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from potstill.rows import RowWriter, publish, read_rows
 
 #: What is wrong with the answer as such; `filter.reject` names those that reject (all of them by default).
 ANSWER_REASONS = ("empty_output", "truncated", "refused", "no_sql", "not_a_query")
+#: What `filter.reject` can name besides: marks of the execution, and signals of the statement (`score.signals`).
+MARK_REASONS = ("empty_result", "used_clock", "used_random")
+SIGNAL_REASONS = ("select_star", "cross_join")
 #: What `filter.require` can ask for, and the reason that a row has which lacks it.
 REQUIREMENTS = {"exec_pass": "exec_error", "gold_match": "gold_mismatch", "variant_match": "variant_mismatch"}
 #: `gold_match` was required and there is no usable gold: nobody's fault, and no reason against the teacher.
@@ -93,7 +96,7 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def needed_fields(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the fields that the settings need, each with the stage that makes it; for the check of a config."""
-    needed = {name: "execute" for name in settings.get("require") or ()}
+    needed = dict.fromkeys(settings.get("require") or (), "execute")
     if settings.get("min_score") is not None:
         needed["score"] = "score"
     if settings.get("vote") is not None:
@@ -136,12 +139,12 @@ class _Rules:
     def _make_checks(self, settings: dict[str, Any]) -> list[_Check]:
         """Return the checks of a single row, the most telling first: `reject_reason` is the first that fails."""
         checks: list[_Check] = [
-            _answer_check(settings.get("reject", ANSWER_REASONS)),
+            _answer_check(_checked_reasons(settings.get("reject", ANSWER_REASONS))),
+            _class_check(settings.get("reject_classes") or ()),
             _execution_check(settings),
             _length_check(settings.get("min_chars"), settings.get("max_chars")),
         ]
-        for plugin in self._plugins:
-            checks.append(_plugin_check(plugin))
+        checks.extend(_plugin_check(plugin) for plugin in self._plugins)
         if self._expression is not None:
             checks.append(_plugin_check(self._expression))
         checks.append(_score_check(settings.get("min_score")))
@@ -167,7 +170,8 @@ class _Rules:
         for name, stage in self._needed.items():
             if name not in row:
                 raise ConfigError(
-                    f"filter: needs the field {name!r}, which the rows do not have; switch the stage {stage!r} on or drop the check"
+                    f"filter: needs the field {name!r}, which the rows do not have; "
+                    f"switch the stage {stage!r} on or drop the check"
                 )
         return [reason for check in self._checks for reason in check(row)]
 
@@ -195,11 +199,18 @@ def _expression(text: str | None) -> Any:
     return Expression(text)
 
 
-def _answer_check(wanted: Iterable[str]) -> _Check:
-    wanted = frozenset(wanted)
+def _checked_reasons(wanted: Iterable[str]) -> frozenset[str]:
+    allowed = (*ANSWER_REASONS, *MARK_REASONS, *SIGNAL_REASONS)
+    unknown = [name for name in wanted if name not in allowed]
+    if unknown:
+        raise ConfigError(f"filter.reject: found {unknown[0]!r}, allowed are {', '.join(allowed)}")
+    return frozenset(wanted)
 
+
+def _answer_check(wanted: frozenset[str]) -> _Check:
     def check(row: Row) -> Iterator[str]:
-        return (reason for reason in answer_reasons(row) if reason in wanted)
+        found = chain(answer_reasons(row), _marks(row))
+        return (reason for reason in found if reason in wanted)
 
     return check
 
@@ -218,6 +229,25 @@ def answer_reasons(row: Row) -> Iterator[str]:
         yield "no_sql"
     if "not_a_query" in notes or row.get("exec_error_class") == "not_a_query":
         yield "not_a_query"
+
+
+def _marks(row: Row) -> Iterator[str]:
+    """Yield the marks of a row that are no faults by themselves: an empty result, the clock, a `*`, a cross join."""
+    yield from (name for name in MARK_REASONS if row.get(name) is True)
+    quality = row.get("sql_quality")
+    if isinstance(quality, dict):
+        yield from (name for name in SIGNAL_REASONS if quality.get(name) is True)
+
+
+def _class_check(classes: Iterable[str]) -> _Check:
+    """Reject rows by the class of their execution error, under the name of the class."""
+    wanted = frozenset(classes)
+
+    def check(row: Row) -> Iterator[str]:
+        if row.get("exec_error_class") in wanted:
+            yield row["exec_error_class"]
+
+    return check
 
 
 def _length_check(least: int | None, most: int | None) -> _Check:
@@ -257,17 +287,16 @@ def _execution_check(settings: Mapping[str, Any]) -> _Check:
             yield REQUIREMENTS["gold_match"]
         elif row.get("gold_match") is None and "gold_match" in required:
             yield NO_GOLD
-        if "variant_match" in required and not _all_variants(row.get("variant_match")):
+        if "variant_match" in required and not _all_variants(row):
             yield REQUIREMENTS["variant_match"]
 
     return check
 
 
-def _all_variants(value: Any) -> bool:
-    """Say whether a row agrees on all changed databases, whichever way that is written: a truth, a share, `3/3`."""
-    if isinstance(value, dict):
-        return value.get("matched") == value.get("total")
-    return value is True or value == 1.0
+def _all_variants(row: Row) -> bool:
+    """Say whether a row agrees with gold on all changed copies of its database."""
+    matched, count = row.get("variant_match"), row.get("variant_count")
+    return matched is True or (isinstance(matched, int) and bool(count) and matched == count)
 
 
 def _plugin_check(plugin: Filter) -> _Check:

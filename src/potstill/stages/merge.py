@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from potstill.errors import ConservationError, InputError
+from potstill.filters.duplicates import REASON, DuplicateCap
 from potstill.records import VOLATILE_FIELDS, Row
 from potstill.rows import RowWriter, publish, read_rows
 from potstill.stages.prepare import format_id_sum
@@ -69,7 +70,15 @@ class _Tally:
         self.ids[index] += int(row["sample_id"], 16)
 
 
-def merge_answers(chunks: Sequence[ChunkFiles], summary: Path, outputs: MergedFiles, *, samples: int) -> dict[str, int]:
+def merge_answers(
+    chunks: Sequence[ChunkFiles],
+    summary: Path,
+    outputs: MergedFiles,
+    *,
+    samples: int,
+    duplicates: Mapping[str, Any] | None = None,
+    dialect: str = "sqlite",
+) -> dict[str, int]:
     """Merge one model's chunks, in input order.
 
     Args:
@@ -77,6 +86,9 @@ def merge_answers(chunks: Sequence[ChunkFiles], summary: Path, outputs: MergedFi
         summary: `prepared/summary.json`.
         outputs: The files to write.
         samples: Answers asked per row.
+        duplicates: The config's `filter.duplicates`: each chunk has applied the cap to its own rows, here it is
+            applied to all of them.
+        dialect: The SQL dialect of the statements.
 
     Returns:
         The number of rows for each outcome.
@@ -85,6 +97,7 @@ def merge_answers(chunks: Sequence[ChunkFiles], summary: Path, outputs: MergedFi
         ConservationError: If a row is missing, or stands in two places; the message names the chunk.
     """
     prepared = _read_summary(summary, len(chunks))
+    cap = DuplicateCap(duplicates, dialect=dialect) if duplicates else None
     counts: collections.Counter[str] = collections.Counter(dict.fromkeys(OUTCOMES, 0))
     with contextlib.ExitStack() as scope:
         writers = {outcome: scope.enter_context(publish(getattr(outputs, outcome))) for outcome in OUTCOMES}
@@ -94,8 +107,12 @@ def merge_answers(chunks: Sequence[ChunkFiles], summary: Path, outputs: MergedFi
             for outcome, path in files.outcomes():
                 for row in read_rows(path):
                     tally.add(row)
-                    counts[outcome] += 1
-                    _write(row, writers[outcome], timings, outcome)
+                    end = outcome
+                    if outcome == "kept" and cap is not None and not cap.admit(row):
+                        end = "rejected"
+                        row.update(keep=False, reject_reasons=[REASON], reject_reason=REASON)
+                    counts[end] += 1
+                    _write(row, writers[end], timings, end)
             _check_conservation(tally, expected, samples)
     logger.info("merged %s", ", ".join(f"{outcome}: {counts[outcome]}" for outcome in OUTCOMES))
     return dict(counts)

@@ -156,6 +156,7 @@ class RowMaker:
     """
 
     def __init__(self, input_settings: Mapping[str, Any], settings: Mapping[str, Any], prompt: Prompt) -> None:
+        self._format: str = input_settings["format"]
         self._rename: Mapping[str, str] = input_settings["rename"]
         self._id_field: str | None = input_settings["id_field"]
         self._id_in_hash: bool = settings["id_in_hash"]
@@ -175,6 +176,8 @@ class RowMaker:
         if line.row is None:
             raise BadRow(line.reason)
         row = {self._rename.get(name, name): value for name, value in line.row.items()}
+        if self._format != "rows":
+            row = _convert(row, self._format)
         if collisions := find_collisions(row, self._allowed):
             raise _collision_error(line, collisions[0])
         try:
@@ -203,6 +206,16 @@ class RowMaker:
             return canonical_json({name: row[name] for name in names})
         except (ValueError, RecursionError) as error:
             raise BadRow(f"no canonical JSON: {error}") from error
+
+
+def _convert(row: Row, form: str) -> Row:
+    """Return a row of a training file as a row of ours."""
+    from potstill.inputs import convert_row
+
+    try:
+        return convert_row(row, form)
+    except InputError as error:
+        raise BadRow(str(error)) from error
 
 
 def _collision_error(line: InputLine, name: str) -> ConfigError:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from potstill.errors import ConfigError
 from potstill.filters import Scorer, load_scorer
+from potstill.judge.scores import join_score
 from potstill.records import Row
 from potstill.rows import publish, read_rows
 
@@ -60,7 +61,9 @@ def score_rows(input: Path, output: Path, *, settings: dict[str, Any]) -> ScoreC
     with publish(output) as out:
         for row in read_rows(input):
             base = _base(row, settings, counts, needed=not scorers)
-            row["score"] = _combine(base, row, scorers, counts)
+            row["score"] = join_score(
+                _combine(base, row, scorers, counts), row.get("judge_score"), settings.get("judge_weight", 0.0)
+            )
             if settings.get("signals"):
                 row["sql_quality"] = _signals(row, settings.get("dialect") or "sqlite")
             counts.rows += 1
@@ -80,7 +83,8 @@ def _base(row: Row, settings: Mapping[str, Any], counts: ScoreCounts, *, needed:
     if "exec_pass" not in row:
         if needed:
             raise ConfigError(
-                "score: the rows have no `exec_pass`, since `execute` is off; set `score: null`, or name a scorer in `score.scorers`"
+                "score: the rows have no `exec_pass`, since `execute` is off; "
+                "set `score: null`, or name a scorer in `score.scorers`"
             )
         return None
     if row.get("gold_match") is True:

@@ -186,8 +186,8 @@
   const cut = (text, limit) => (text.length > limit ? text.slice(0, limit).replace(/[\ud800-\udbff]$/, "") + "…" : text);
   const tag = (end) => element("span", { className: "tag " + end, textContent: t(end) });
 
-  function cell(node) {
-    const made = element("td");
+  function cell(node, className = "") {
+    const made = element("td", { className });
     made.append(node);
     return made;
   }
@@ -196,7 +196,7 @@
     const label = element("button", { type: "button", className: "open cut isolate", textContent: plain(cut(row.title, 120)) });
     label.addEventListener("click", () => showDetail(index));
     const text = (value) => element("span", { className: "cut isolate", textContent: plain(cut(value || "", 140)) });
-    return element("tr", {}, cell(label), cell(text(row.model)), cell(tag(row.end)), cell(text(row.reason)), cell(text(row.sql)));
+    return element("tr", {}, cell(label), cell(text(row.model), "of-model"), cell(tag(row.end)), cell(text(row.reason)), cell(text(row.sql)));
   }
 
   function showRows() {
@@ -298,10 +298,22 @@
     if (event.key === "ArrowRight") showDetail(open + 1);
   });
 
+  // An example may be a row that the filters hide: then they are taken off.
+  function openAnywhere(row) {
+    for (const select of Object.values(filters)) select.value = "";
+    byId("search").value = "";
+    filterRows();
+    showDetail(found.indexOf(row));
+  }
+
   function showExamples() {
     for (const node of document.querySelectorAll("[data-example]")) {
       const row = rows.find((item) => item.model === node.dataset.model && item.classes[node.dataset.example] === node.dataset.name);
-      if (row) node.textContent = plain(cut(row.example || row.title, 160));
+      if (!row) continue;
+      const shown = plain(cut(row.example || row.title, 160));
+      const button = element("button", { type: "button", className: "open example isolate", textContent: shown });
+      button.addEventListener("click", () => openAnywhere(row));
+      node.replaceChildren(button);
     }
   }
 

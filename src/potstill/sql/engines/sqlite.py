@@ -20,18 +20,16 @@ import time
 from collections import OrderedDict
 from typing import ClassVar
 
+from potstill.sql.engines.fetch import fetch_all
 from potstill.sql.limits import Limits
-from potstill.sql.outcome import Cells, ErrorClass, QueryError, Result
+from potstill.sql.outcome import ErrorClass, QueryError, Result
 from potstill.sql.pinned import PINNED_NAMES, PinnedFunctions
 
 #: Connections kept open; each holds a file handle or two.
 MAX_CONNECTIONS = 32
 #: Virtual machine steps between two calls of the progress handler. Fewer cost time, more let long steps add up.
 STEPS_PER_CALL = 1000
-#: Rows fetched first, and then at a time: before the next are fetched, the caps are looked at.
-FIRST_ROWS, FETCH_ROWS = 8, 64
 
-_LONG_TYPES = frozenset({str, bytes})
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 #: Functions that load code, hand out pointers, touch files or the log, or write into an index.
 _REFUSED_FUNCTIONS = frozenset(
@@ -183,6 +181,8 @@ class _Guarded:
                 continue  # a module that this SQLite lacks: whoever asks for the table gets the error
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        if action == sqlite3.SQLITE_PRAGMA and first == "data_version" and second is None:
+            return sqlite3.SQLITE_OK  # what the full-text module asks by itself whenever its table is read
         if action not in _ALLOWED:
             self._denied = _ACTIONS.get(action, f"action {action}")
             return sqlite3.SQLITE_DENY
@@ -228,34 +228,11 @@ class _Guarded:
         try:
             if cursor.description is None:
                 raise QueryError("not_a_query", "the statement has no result")
-            rows, types = self._fetch(cursor)
+            rows, types = fetch_all(cursor.fetchmany, self._limits, self._deadline)
             pinned = self._pinned
             return Result(len(cursor.description), rows, frozenset(types), pinned.used_clock, pinned.used_random)
         finally:
             cursor.close()
-
-    def _fetch(self, cursor: sqlite3.Cursor) -> tuple[list[Cells], set[type]]:
-        rows: list[Cells] = []
-        types: set[type] = set()
-        budget = self._limits.max_result_bytes
-        step = FIRST_ROWS
-        while batch := cursor.fetchmany(step):
-            rows += batch
-            for row in batch:
-                types.update(map(type, row))
-            budget -= _bytes_of(batch, types)
-            if budget < 0:
-                limit = self._limits.max_result_bytes
-                raise QueryError("too_big", f"the result has more than {limit} bytes", truncated=True)
-            if len(rows) > self._limits.max_rows:
-                limit = self._limits.max_rows
-                raise QueryError("row_limit", f"the result has more than {limit} rows", truncated=True)
-            if len(batch) < step:
-                break
-            if time.monotonic() > self._deadline:
-                raise QueryError("timeout", f"stopped after {self._limits.timeout_s:g} s")
-            step = FETCH_ROWS
-        return rows, types
 
     def _explain(self, error: BaseException) -> QueryError:
         if self._denied:
@@ -264,8 +241,6 @@ class _Guarded:
             return QueryError("timeout", f"stopped after {self._stopped_by}")
         if isinstance(error, MemoryError):
             return QueryError("out_of_memory", f"more memory than {self._limits.max_memory_bytes} bytes")
-        if isinstance(error, UnicodeEncodeError):
-            return QueryError("syntax", "the statement holds half of a surrogate pair, which is no text")
         message = str(error)
         if "Incorrect number of bindings" in message:
             return QueryError("other", "the statement has parameters, and nothing to put in their place")
@@ -277,14 +252,6 @@ class _Guarded:
 def classify(message: str) -> ErrorClass:
     """Return the class of an error of SQLite's from its message."""
     return next((name for pattern, name in _CLASSES if pattern.search(message)), "other")
-
-
-def _bytes_of(rows: list[Cells], types: set[type]) -> int:
-    """Return how much rows weigh; a number counts eight bytes, a character one."""
-    size = 8 * len(rows) * len(rows[0])
-    if types.isdisjoint(_LONG_TYPES):
-        return size
-    return size + sum([len(cell) for row in rows for cell in row if isinstance(cell, str | bytes)])
 
 
 def _decode(raw: bytes) -> str:

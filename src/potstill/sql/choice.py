@@ -1,0 +1,89 @@
+"""Which of several statements is the answer: what the words around them say, and which is only a part of another."""
+
+from __future__ import annotations
+
+import re
+
+#: Words that call the statement behind them something else than the answer.
+_DEMOTES = re.compile(
+    r"\b(?:alternativ\w*|breakdown|sub-?quer(?:y|ies)|inner query|verify|to test|to check|sanity check|incorrect|wrong|"
+    r"instead of|don't use|do not use|avoid|would fail|original query|your query|first attempt|not recommended|"
+    r"you can also|you could also|could also|if you (?:also |only |want|need|prefer|would)|optional(?:ly)?|equivalent|"
+    r"create an index|explanation of|for (?:reference|comparison)|in general|general form|this part|explained|"
+    r"break(?:s|ing)? (?:it |this |them |the query )?down|how it works|to (?:confirm|debug|inspect|see)|double.check|"
+    r"test (?:it|the query|with)|in (?:sql server|mysql|postgres(?:ql)?|oracle|t-sql)|before running)\b|"
+    r"备选|另一种|也可以|或者|验证|错误的|不要使用|原始|子查询|如果(?:您|你)?(?:需要|想)",
+    re.IGNORECASE,
+)
+#: Words that call it the answer after all.
+_PROMOTES = re.compile(
+    r"\b(?:correct|corrected|fixed|should be|final|actual|right|revised|updated|improved|simplified|better|so use|"
+    r"wait|actually|sorry|mistake|answer)\b|正确|修正|更正|最终|应该|改为|更新|不对",
+    re.IGNORECASE,
+)
+_CORRECTION = re.compile(
+    r"\b(?:wait|actually|correction|corrected|sorry|mistake|should be|should have been|instead|oops|"
+    r"on second thought)\b|更正|应该是|不对|修正|改为|应为|抱歉",
+    re.IGNORECASE,
+)
+_FINAL = re.compile(
+    r"^[ \t#>*_-]*(?:(?:the|my|so,?)\s+)*(?:final|corrected|revised)\s+"
+    r"(?:answer|sql|query|sql\s+query|version|output|statement)\b[^\n]{0,60}"
+    r"|^[ \t#>*_-]*(?:最终|最后|修正后)(?:的)?(?:答案|SQL|查询|语句|结果|版本)[^\n]{0,30}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_REFUSAL = re.compile(
+    r"\b(?:I\s+(?:can(?:'|’)?t|cannot|can\s+not|am\s+(?:unable|not able)|won(?:'|’)t|will\s+not|must\s+decline|"
+    r"do\s+not\s+have)|I(?:'|’)m\s+(?:sorry|unable|afraid|not\s+able)|sorry,?\s+(?:but\s+)?I|"
+    r"unable\s+to\s+(?:generate|answer|provide|write|help|create)|as\s+an\s+AI|not\s+possible\s+to\s+answer|"
+    r"cannot\s+be\s+(?:answered|generated|determined)|apologi[sz]e)\b"
+    r"|抱歉|对不起|无法|不能(?:回答|生成|提供|帮)|很遗憾|我没有办法|作为(?:一个)?(?:AI|人工智能)|拒绝",
+    re.IGNORECASE,
+)
+_PARAGRAPHS = re.compile(r"\n\s*\n(?=\S)")
+
+
+def is_demoted(intro: str) -> bool:
+    """Say whether the words before a statement call it something else than the answer."""
+    last = _PARAGRAPHS.split(intro.strip()[-300:])[-1][-200:]
+    return _DEMOTES.search(last) is not None and _PROMOTES.search(last) is None
+
+
+def is_promoted(intro: str) -> bool:
+    """Say whether the words before a statement call it the better one."""
+    return _PROMOTES.search(intro) is not None
+
+
+def is_part(sql: str, earlier: list[str], intro: str) -> bool:
+    """Say whether a query repeats a part of an earlier one: then it explains, it does not answer.
+
+    A beginning of the earlier one may be its correction instead ("no filter is needed"), if the words say so.
+    """
+    inner = _squeeze(sql)
+    wholes = [_squeeze(other) for other in earlier]
+    if any(f"({inner})" in whole for whole in wholes):
+        return True
+    return any(inner in whole and inner != whole for whole in wholes) and not is_promoted(intro)
+
+
+def _squeeze(sql: str) -> str:
+    return re.sub(r"\s+", "", sql[:20_000]).lower()
+
+
+def find_correction(text: str) -> int | None:
+    """Return where a text says that what went before was wrong, or None."""
+    match = _CORRECTION.search(text)
+    return match.start() if match else None
+
+
+def find_final(text: str) -> int | None:
+    """Return where a text last announces its final answer, or None."""
+    place = None
+    for match in _FINAL.finditer(text):
+        place = match.start()
+    return place
+
+
+def is_refusal(text: str) -> bool:
+    """Say whether a text without SQL declines the task, in English or Chinese."""
+    return _REFUSAL.search(text[:4000]) is not None

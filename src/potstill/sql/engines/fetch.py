@@ -1,0 +1,62 @@
+"""Reading a result under the caps, for engines whose cursors look like those of the DB-API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from potstill.sql.limits import Limits
+from potstill.sql.outcome import Cells, QueryError
+
+#: Rows fetched first, and then at a time: before the next are fetched, the caps are looked at.
+FIRST_ROWS, FETCH_ROWS = 8, 64
+
+_LONG_TYPES = frozenset({str, bytes})
+
+
+def fetch_all(
+    fetch: Callable[[int], list[Any]],
+    limits: Limits,
+    deadline: float,
+    convert: Callable[[list[Any]], list[Cells]] = lambda rows: rows,
+) -> tuple[list[Cells], set[type]]:
+    """Return all rows of a result and the types of its cells.
+
+    Args:
+        fetch: Fetches so many rows, fewer at the end.
+        limits: The caps.
+        deadline: When to stop, on the monotonic clock.
+        convert: Makes plain cells of an engine's own.
+
+    Raises:
+        QueryError: `too_big`, `row_limit` or `timeout`.
+    """
+    rows: list[Cells] = []
+    types: set[type] = set()
+    budget = limits.max_result_bytes
+    step = FIRST_ROWS
+    while fetched := fetch(step):
+        batch = convert(fetched)
+        rows += batch
+        for row in batch:
+            types.update(map(type, row))
+        budget -= _bytes_of(batch, types)
+        if budget < 0:
+            raise QueryError("too_big", f"the result has more than {limits.max_result_bytes} bytes", truncated=True)
+        if len(rows) > limits.max_rows:
+            raise QueryError("row_limit", f"the result has more than {limits.max_rows} rows", truncated=True)
+        if len(batch) < step:
+            break
+        if time.monotonic() > deadline:
+            raise QueryError("timeout", f"stopped after {limits.timeout_s:g} s")
+        step = FETCH_ROWS
+    return rows, types
+
+
+def _bytes_of(rows: list[Cells], types: set[type]) -> int:
+    """Return how much rows weigh; a number counts eight bytes, a character one."""
+    size = 8 * len(rows) * len(rows[0])
+    if types.isdisjoint(_LONG_TYPES):
+        return size
+    return size + sum([len(cell) for row in rows for cell in row if isinstance(cell, str | bytes)])

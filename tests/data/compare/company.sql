@@ -1,0 +1,33 @@
+-- The database of the pairs. `tests/unit/test_sql_pairs.py` builds it.
+CREATE TABLE emp (id INTEGER PRIMARY KEY, name TEXT, dept TEXT, salary REAL, hired TEXT, boss INTEGER);
+INSERT INTO emp VALUES
+  (1, 'Ann', 'Sales', 100.0, '2020-01-05', NULL),
+  (2, 'bob', 'Sales', 200.0, '2021-02-06', 1),
+  (3, 'Bob', 'Ops', 200.0, '2021-03-07', 1),
+  (4, 'Cid', 'Ops', 300.0, '2022-04-08', 2),
+  (5, 'Dee', 'Ops', NULL, '2022-05-09', 2),
+  (6, 'Ann', 'HR', 150.0, '2023-06-10', NULL);
+CREATE TABLE nums (id INTEGER PRIMARY KEY, i INTEGER, r REAL, s TEXT);
+INSERT INTO nums VALUES (1, 1, 1.0, '1'), (2, 2, 2.5, '2.5'), (3, NULL, NULL, NULL), (4, 9007199254740993, 9007199254740992.0, 'big'),
+  (5, 0, -0.0, ''), (6, -7, 1e300, '007');
+CREATE TABLE odd (id INTEGER PRIMARY KEY, t TEXT, b BLOB);
+INSERT INTO odd VALUES (1, CAST(X'636166E9' AS TEXT), X'00FF'), (2, 'café', X''), (3, 'caf', X'636166'), (4, '', NULL), (5, NULL, X'00FF');
+CREATE TABLE nobody (a INTEGER, b TEXT, c REAL);
+CREATE TABLE caseless (n TEXT COLLATE NOCASE, v INTEGER);
+INSERT INTO caseless VALUES ('x', 1), ('X', 2), ('y', 3);
+CREATE TABLE "select" ("order" TEXT, "group" INTEGER, [odd name] TEXT);
+INSERT INTO "select" VALUES ('DELETE', 1, 'a;b'), ('DROP', 2, '-- no comment'), ('update', 3, '/* nor this */');
+CREATE TABLE big (n INTEGER PRIMARY KEY, v INTEGER);
+WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 5000) INSERT INTO big SELECT x, x % 100 FROM c;
+CREATE TABLE grid (r INTEGER, x INTEGER, y INTEGER);
+INSERT INTO grid VALUES (1, 1, 2), (2, 2, 1);
+CREATE TABLE events (at TEXT, what TEXT);
+INSERT INTO events VALUES ('now', 'a'), ('2024-02-29', 'b'), ('2024-12-31 23:59:59', 'c');
+CREATE VIEW emp_years AS SELECT name, CAST(strftime('%Y', hired) AS INTEGER) AS year FROM emp;
+CREATE INDEX emp_month ON emp (strftime('%m', hired));
+CREATE TABLE generated (d TEXT, y TEXT GENERATED ALWAYS AS (strftime('%Y', d)) VIRTUAL);
+INSERT INTO generated (d) VALUES ('1999-12-31'), ('2000-01-01');
+CREATE VIRTUAL TABLE docs USING fts5 (body);
+INSERT INTO docs VALUES ('the quick fox'), ('the lazy dog');
+CREATE TABLE json_docs (id INTEGER PRIMARY KEY, doc TEXT);
+INSERT INTO json_docs VALUES (1, '{"tags": ["a", "b"]}'), (2, '{"tags": []}'), (3, 'not json');
