@@ -20,3 +20,8 @@ def test_keep_incomplete_is_refused_wherever_it_is_set(tmp_path: Path, way: str)
     assert "--keep-incomplete (on the command line or in a profile) is refused" in refused.stdout
     assert "Traceback (most recent call last)" not in refused.stdout
     assert not small.results.exists()
+
+
+def test_a_summary_needs_no_settings_of_a_run(tmp_path: Path) -> None:
+    """Snakemake looks at a workflow without saying how it would run it."""
+    assert "merged.jsonl" in Run(tmp_path, rows=4).snakemake("--summary").stdout

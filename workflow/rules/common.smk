@@ -55,7 +55,9 @@ def get_model_file(wildcards):
     # Every chunk needs this file, and an input function is called while the DAG is built: the first moment at which
     # Snakemake's settings are known, from the command line and profiles alike, and before any job runs.
     try:
-        refuse_keep_incomplete(workflow.execution_settings.keep_incomplete)
+        # No settings, no run: `--summary`, `--dag`.
+        settings = workflow.execution_settings
+        refuse_keep_incomplete(settings is not None and settings.keep_incomplete)
     except PotstillError as error:
         raise WorkflowError(str(error)) from None
     return get_user_file(PLAN.models[wildcards.model]["config"])
