@@ -1,9 +1,9 @@
-"""What growth costs. `python bench/scale.py rows 10000 100000` and `python bench/scale.py dag 1000 2` print Markdown tables.
+"""What growth costs. `python bench/scale.py rows 10000 100000`, `… dag 1000 2` and `… jobs 200` print Markdown tables.
 
 `rows N …` runs the whole workflow over N rows with prompts of 1 KB and a teacher that answers at once: wall time, CPU,
 the peak memory of every kind of process, files and bytes of every stage, and the second run that has nothing to do.
-`dag CHUNKS MODELS` compares our DAG with a bare one of five stages of the same size: a dry run and a run with nothing to
-do. `jobs CHUNKS` runs both, with one row a chunk, and compares what the controller itself takes for a job.
+`dag CHUNKS MODELS` compares our DAG with a bare one of five stages of the same size: a dry run and a run with nothing
+to do. `jobs CHUNKS` runs both, with one row a chunk, and compares what the controller itself takes for a job.
 
 CPU of a process is its own time in user and system mode; on a machine with other work it says more than wall time.
 """
@@ -156,7 +156,11 @@ def write_input(folder: Path, rows: int, prompt_bytes: int = 1000) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "rows.jsonl").open("w") as stream:
         for number in range(rows):
-            row = {"id": str(number), "question": f"question {number} ".ljust(prompt_bytes, "x"), "gold_sql": f"SELECT {number % 1000}"}
+            row = {
+                "id": str(number),
+                "question": f"question {number} ".ljust(prompt_bytes, "x"),
+                "gold_sql": f"SELECT {number % 1000}",
+            }
             stream.write(json.dumps(row) + "\n")
     (folder / "prompt.jinja").write_text("{{ question }}")
     with sqlite3.connect(folder / "db.sqlite") as database:
@@ -178,7 +182,9 @@ def write_config(folder: Path, url: str, chunks: int, models: int = 1) -> None:
         "filter": {"min_score": 0.5},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.json").write_text(json.dumps({"client_config": {"base_url": url, "api_key": "none"}, "chat_config": {"model": "fake"}}))
+    (folder / "model.json").write_text(
+        json.dumps({"client_config": {"base_url": url, "api_key": "none"}, "chat_config": {"model": "fake"}})
+    )
 
 
 def weigh(folder: Path) -> dict[str, tuple[int, int]]:
@@ -201,7 +207,9 @@ def read_benchmarks(folder: Path) -> dict[str, dict[str, float]]:
     for path in (folder / "results/r/benchmarks").rglob("*.tsv"):
         names, values = (line.split("\t") for line in path.read_text().splitlines()[:2])
         row = dict(zip(names, values, strict=True))
-        rule = found.setdefault(path.relative_to(folder / "results/r/benchmarks").parts[0], {"jobs": 0, "s": 0, "cpu": 0})
+        rule = found.setdefault(
+            path.relative_to(folder / "results/r/benchmarks").parts[0], {"jobs": 0, "s": 0, "cpu": 0}
+        )
         rule["jobs"] += 1
         rule["s"] += float(row["s"])
         rule["cpu"] += float(row["cpu_time"]) if row["cpu_time"] not in ("NA", "-") else 0
@@ -225,13 +233,17 @@ def measure_rows(folder: Path, rows: int, chunk_rows: int, cores: int) -> None:
     intermediate = sum(size for name, (_, size) in sizes.items() if name not in ("final rows", "answers"))
     print(f"\n### {rows:,} rows in {chunks} chunks, {jobs} jobs, {cores} cores\n")
     print(
-        f"wall {first.wall:.1f} s ({rows / first.wall:.0f} rows/s, {1000 * first.wall / rows:.3f} ms a row), CPU {first.cpu:.1f} s "
-        f"({1000 * first.cpu / rows:.3f} ms a row), of it the controller {first.own_cpu:.1f} s ({1000 * first.own_cpu / jobs:.1f} ms a job); "
-        f"{asked} requests. Second run: {second.wall:.1f} s wall, {second.cpu:.1f} s CPU, {second.peaks['controller']:.0f} MB, {asked_again} requests.\n"
+        f"wall {first.wall:.1f} s ({rows / first.wall:.0f} rows/s, {1000 * first.wall / rows:.3f} ms a row), "
+        f"CPU {first.cpu:.1f} s ({1000 * first.cpu / rows:.3f} ms a row), of it the controller {first.own_cpu:.1f} s "
+        f"({1000 * first.own_cpu / jobs:.1f} ms a job); {asked} requests. Second run: {second.wall:.1f} s wall, "
+        f"{second.cpu:.1f} s CPU, {second.peaks['controller']:.0f} MB, {asked_again} requests.\n"
     )
     print("| stage | jobs | s | CPU s | peak MB |\n|---|---|---|---|---|")
     for name in sorted(rules, key=lambda name: -rules[name]["s"]):
-        print(f"| {name} | {rules[name]['jobs']:.0f} | {rules[name]['s']:.1f} | {rules[name]['cpu']:.1f} | {first.peaks.get(name, 0):.0f} |")
+        print(
+            f"| {name} | {rules[name]['jobs']:.0f} | {rules[name]['s']:.1f} | {rules[name]['cpu']:.1f} "
+            f"| {first.peaks.get(name, 0):.0f} |"
+        )
     for name in ("SQL worker", "controller"):
         print(f"| {name} | | | {first.own_cpu if name == 'controller' else 0:.1f} | {first.peaks.get(name, 0):.0f} |")
     print("\n| files | number | MB | of the final rows |\n|---|---|---|---|")
@@ -243,12 +255,20 @@ def measure_rows(folder: Path, rows: int, chunk_rows: int, cores: int) -> None:
 def compare_dags(folder: Path, chunks: int, models: int, rounds: int) -> None:
     """Print a dry run and a run with nothing to do, ours and bare, in turn."""
     ours, bare = make_pair(folder, chunks, models)
-    compare(f"dry run, {chunks} chunks x {models} models", lambda: measure([*OURS, "--dry-run", "--quiet", "all"], ours),
-            lambda: measure([*SNAKEMAKE, "--dry-run", "--quiet", "all"], bare), rounds)
+    compare(
+        f"dry run, {chunks} chunks x {models} models",
+        lambda: measure([*OURS, "--dry-run", "--quiet", "all"], ours),
+        lambda: measure([*SNAKEMAKE, "--dry-run", "--quiet", "all"], bare),
+        rounds,
+    )
     for name, command in ((ours, OURS), (bare, SNAKEMAKE)):
         pretend(name, command)
-    compare(f"nothing to do, {chunks} chunks x {models} models", lambda: measure([*OURS, "--cores", "2", "--quiet", "all"], ours),
-            lambda: measure([*SNAKEMAKE, "--cores", "2", "--quiet", "all"], bare), rounds)
+    compare(
+        f"nothing to do, {chunks} chunks x {models} models",
+        lambda: measure([*OURS, "--cores", "2", "--quiet", "all"], ours),
+        lambda: measure([*SNAKEMAKE, "--cores", "2", "--quiet", "all"], bare),
+        rounds,
+    )
 
 
 def make_pair(folder: Path, chunks: int, models: int) -> tuple[Path, Path]:
@@ -282,7 +302,8 @@ def compare(name: str, ours: Callable[[], Usage], bare: Callable[[], Usage], rou
     peak = {which: max(usage.peaks["controller"] for usage in usages) for which, usages in found.items()}
     print(
         f"| {name} | {best['ours'].cpu:.1f} | {best['bare'].cpu:.1f} | {best['ours'].cpu / best['bare'].cpu:.2f} | "
-        f"{peak['ours']:.0f} | {peak['bare']:.0f} | {peak['ours'] / peak['bare']:.2f} |", flush=True,
+        f"{peak['ours']:.0f} | {peak['bare']:.0f} | {peak['ours'] / peak['bare']:.2f} |",
+        flush=True,
     )
 
 
@@ -291,11 +312,21 @@ def compare_jobs(folder: Path, chunks: int) -> None:
     ours, bare = make_pair(folder, chunks, 1)
     with running(answer_bytes=64, remember=False) as server:
         write_config(ours, server.url, chunks)
-        found = {"ours": measure([*OURS, "--cores", "2", "--quiet", "all"], ours), "bare": measure([*SNAKEMAKE, "--cores", "2", "--quiet", "all"], bare)}
+        found = {
+            "ours": measure([*OURS, "--cores", "2", "--quiet", "all"], ours),
+            "bare": measure([*SNAKEMAKE, "--cores", "2", "--quiet", "all"], bare),
+        }
     jobs = {"ours": sum(rule["jobs"] for rule in read_benchmarks(ours).values()), "bare": 5 * chunks + 2}
     each = {which: 1000 * usage.own_cpu / jobs[which] for which, usage in found.items()}
-    print(f"\ncontroller: ours {each['ours']:.1f} ms CPU a job over {jobs['ours']:.0f} jobs, bare {each['bare']:.1f} ms over {jobs['bare']}; ratio {each['ours'] / each['bare']:.2f}")
-    print(f"wall a job: ours {1000 * found['ours'].wall / jobs['ours']:.0f} ms, bare {1000 * found['bare'].wall / jobs['bare']:.0f} ms", flush=True)
+    print(
+        f"\ncontroller: ours {each['ours']:.1f} ms CPU a job over {jobs['ours']:.0f} jobs, bare {each['bare']:.1f} ms "
+        f"over {jobs['bare']}; ratio {each['ours'] / each['bare']:.2f}"
+    )
+    print(
+        f"wall a job: ours {1000 * found['ours'].wall / jobs['ours']:.0f} ms, "
+        f"bare {1000 * found['bare'].wall / jobs['bare']:.0f} ms",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -314,7 +345,9 @@ def main() -> None:
                 measure_rows(folder / str(rows), rows, args.chunk_rows, args.cores)
                 shutil.rmtree(folder / str(rows))
         elif args.what == "dag":
-            print("| | ours, CPU s | bare, CPU s | ratio | ours, MB | bare, MB | ratio |\n|---|---|---|---|---|---|---|")
+            print(
+                "| | ours, CPU s | bare, CPU s | ratio | ours, MB | bare, MB | ratio |\n|---|---|---|---|---|---|---|"
+            )
             compare_dags(folder, *args.numbers, args.rounds)
         else:
             compare_jobs(folder, *args.numbers)

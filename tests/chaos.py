@@ -1,7 +1,7 @@
 """Kill anything, at any moment, a hundred times; start the same command again; the dataset is the same.
 
-`python -m tests.chaos --kills 100 --chunks 200 --seed 1` (`make chaos`) first makes a dataset that nobody disturbs. Then
-it makes the same one again over a teacher that takes its time, and kills, at random:
+`python -m tests.chaos --kills 100 --chunks 200 --seed 1` (`make chaos`) first makes a dataset that nobody disturbs.
+Then it makes the same one again over a teacher that takes its time, and kills, at random:
 
 - `controller`: Snakemake itself;
 - `script`: the process of one rule (all but the first: the controller sees a job that failed);
@@ -113,7 +113,7 @@ class Campaign:
         return len(self.kills) < number and time.monotonic() < self.until
 
     def make_run(self, name: str) -> Run:
-        """Return a new run in a folder of its own; the teacher says back what it is asked, so the prompt is the answer."""
+        """Return a new run in a folder of its own. The teacher says back what it is asked: the prompt is the answer."""
         folder = self.folder / name
         folder.mkdir()
         run = Run(folder, config={"chunks": {"count": self.chunks}, "generate": {"concurrency": CONCURRENCY}})
@@ -130,7 +130,7 @@ class Campaign:
         return run
 
     def disturb(self, run: Run, number: int) -> None:
-        """Start the command again and again, and kill, until the dataset is finished; after the last kill, leave it alone."""
+        """Start the command again and again, and kill, until the dataset is finished or no kill is left."""
         while True:
             process = run.start("--quiet", "all")
             self.starts += 1
@@ -138,7 +138,10 @@ class Campaign:
                 if process.wait() != 0:
                     raise ChaosError(f"the last start failed; see {run.folder / 'snakemake.log'}")
                 return
-            if not self.strike(run, process) and process.wait() == 0:
+            # A run that lives on after its kill, as it does when a worker dies, is struck again.
+            while self.strike(run, process) and process.poll() is None and self.goes_on(number):
+                pass
+            if process.wait() == 0:
                 return
 
     def strike(self, run: Run, process: subprocess.Popen[bytes]) -> bool:
@@ -171,15 +174,17 @@ class Campaign:
         kill(victims)
         self.kills.append(Kill(kind, len(victims), rules, in_flight))
         say(
-            f"kill {len(self.kills)}: {kind}, {len(victims)} processes; running {', '.join(rules) or 'no job'}; {in_flight} requests in flight"
+            f"kill {len(self.kills)}: {kind}, {len(victims)} processes; running {', '.join(rules) or 'no job'}; "
+            f"{in_flight} requests in flight"
         )
         self.settle(run, process, kind)
         return True
 
     def settle(self, run: Run, process: subprocess.Popen[bytes], kind: str) -> None:
         """Wait until what the kill ended has ended; a job that lives on without its controller is an error."""
+        if kind == "script":
+            process.wait(timeout=600)  # its other job comes to its end
         if kind in ("script", "worker"):
-            process.wait(timeout=600)  # with its other job, if it has seen one fail; to the end, if it could go on
             return
         process.wait()
         wait_for(lambda: not find_processes(run.folder, is_script), 10)
@@ -205,14 +210,14 @@ class Campaign:
         print("\n| killed | times | while a job ran | while requests were in flight |\n|---|---|---|---|")
         for kind in KINDS:
             those = [one for one in self.kills if one.kind == kind]
-            print(
-                f"| {kind} | {len(those)} | {sum(bool(one.rules) for one in those)} | {sum(one.in_flight > 0 for one in those)} |"
-            )
+            busy, asking = sum(bool(one.rules) for one in those), sum(one.in_flight > 0 for one in those)
+            print(f"| {kind} | {len(those)} | {busy} | {asking} |")
         rules = collections.Counter(rule for one in self.kills for rule in one.rules)
         print(f"\nrunning at the kills: {', '.join(f'{rule} {count}' for rule, count in rules.most_common())}")
         print(
-            f"seed {seed}: {len(self.kills)} kills over {self.datasets} datasets of {self.chunks} chunks ({self.rows} rows), {self.starts} starts of the "
-            f"same command, {self.repeated} requests repeated, all datasets identical to the undisturbed one; {seconds:.0f} s"
+            f"seed {seed}: {len(self.kills)} kills over {self.datasets} datasets of {self.chunks} chunks ({self.rows} rows), "
+            f"{self.starts} starts of the same command, {self.repeated} requests repeated, all datasets identical to the "
+            f"undisturbed one; {seconds:.0f} s"
         )
         if landed < 0.9 * len(working):
             print(f"only {landed} of {len(working)} kills landed while a job ran", file=sys.stderr)

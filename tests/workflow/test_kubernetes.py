@@ -7,7 +7,9 @@ import pytest
 
 from tests.workflow.runs import ROOT, SNAKEMAKE
 
-pytest.importorskip("snakemake_executor_plugin_kubernetes", reason="the package snakemake-executor-plugin-kubernetes is not installed")
+pytest.importorskip(
+    "snakemake_executor_plugin_kubernetes", reason="the package snakemake-executor-plugin-kubernetes is not installed"
+)
 pytest.importorskip("snakemake_storage_plugin_s3", reason="the package snakemake-storage-plugin-s3 is not installed")
 
 
@@ -22,5 +24,10 @@ def test_every_entry_of_the_profile_is_a_setting_that_snakemake_knows() -> None:
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     executor, storage, namespace, groups, image = json.loads(done.stdout.splitlines()[-1])
-    assert (executor, storage, namespace, image) == ("kubernetes", "s3", "default", "registry.example.com/potstill:0.1.0")
+    assert (executor, storage, namespace, image) == (
+        "kubernetes",
+        "s3",
+        "default",
+        "registry.example.com/potstill:0.1.0",
+    )
     assert groups == ["clean_answers", "execute_answers", "filter_answers", "judge_answers", "score_answers"]

@@ -1,4 +1,4 @@
-"""The demo through a real Slurm: the same bytes as on this machine, also after a job was cancelled and from a module."""
+"""The demo through a real Slurm: the same bytes as on this machine, also after `scancel` and from a module."""
 
 import os
 import shutil
@@ -10,14 +10,24 @@ import pytest
 
 from tests.workflow.runs import ROOT, SNAKEMAKE, find_processes
 
-pytest.importorskip("snakemake_executor_plugin_slurm", reason="the package snakemake-executor-plugin-slurm is not installed")
+pytest.importorskip(
+    "snakemake_executor_plugin_slurm", reason="the package snakemake-executor-plugin-slurm is not installed"
+)
 
 SLURM = ROOT / "tests/servers/slurm.sh"
 
 #: What an impatient test adds to the profile. A cluster without accounting knows its jobs by squeue only.
 IMPATIENT = (
-    "--profile", f"{ROOT}/profiles/slurm", "--slurm-status-command", "squeue", "--latency-wait", "5",
-    "--seconds-between-status-checks", "1", "--slurm-init-seconds-before-status-checks", "1",
+    "--profile",
+    f"{ROOT}/profiles/slurm",
+    "--slurm-status-command",
+    "squeue",
+    "--latency-wait",
+    "5",
+    "--seconds-between-status-checks",
+    "1",
+    "--slurm-init-seconds-before-status-checks",
+    "1",
 )
 
 #: A foreign workflow with a rule of its own; it imports ours under a prefix.
@@ -47,7 +57,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     if started.returncode == 77:
         pytest.skip(started.stderr.strip())
     assert started.returncode == 0, started.stderr
-    lines = [line.removeprefix("export ").replace("'", "").replace('"', "").split("=", 1) for line in started.stdout.splitlines()]
+    lines = [
+        line.removeprefix("export ").replace("'", "").replace('"', "").split("=", 1)
+        for line in started.stdout.splitlines()
+    ]
     found = {name: os.path.expandvars(value) for name, value in lines}
     folder = Path(found["SLURM_CONF"]).parent
     try:
@@ -70,7 +83,9 @@ def snakemake(folder: Path, *arguments: str, env: dict[str, str] | None = None, 
     command = [*SNAKEMAKE, "--snakefile", str(ROOT / "Snakefile"), "--configfile", "config.yaml", *arguments]
     if "--snakefile" in arguments:
         del command[len(SNAKEMAKE) : len(SNAKEMAKE) + 4]
-    done = subprocess.run(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, check=False)
+    done = subprocess.run(
+        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, check=False
+    )
     assert not check or done.returncode == 0, done.stdout[-6000:]
     return done.stdout
 
@@ -105,14 +120,26 @@ def test_the_demo_on_slurm_is_the_demo(tmp_path: Path, slurm: dict[str, str], lo
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_after_scancel_the_same_command_goes_on(tmp_path: Path, slurm: dict[str, str], local: dict[str, bytes]) -> None:
-    """A running job that somebody cancels fails the run when no retries are left; the same command ends it, nothing asked twice."""
+    """A running job that somebody cancels fails the run when no retries are left; the same command ends it."""
     folder = make_folder(tmp_path)
     model = folder / "config/models/replay.yaml"
     model.write_text(model.read_text().replace("--answers", "--latency 2 --answers"))
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("concurrency: 30, batch_size: 30", "concurrency: 2, batch_size: 2"))
-    command = [*SNAKEMAKE, "--snakefile", str(ROOT / "Snakefile"), "--configfile", "config.yaml", *IMPATIENT, "--retries", "0"]
-    with (folder / "log").open("w") as log, subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=slurm) as running:
+    command = [
+        *SNAKEMAKE,
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--configfile",
+        "config.yaml",
+        *IMPATIENT,
+        "--retries",
+        "0",
+    ]
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=slurm) as running,
+    ):
         cancelled = cancel_one(running, folder, slurm)
         assert running.wait() == 1, (folder / "log").read_text()[-6000:]
     assert f"SLURM-job '{cancelled}' failed, SLURM status is: 'CANCELLED'" in (folder / "log").read_text()
@@ -125,7 +152,13 @@ def cancel_one(running: "subprocess.Popen[bytes]", folder: Path, slurm: dict[str
     import time
 
     while running.poll() is None:
-        jobs = subprocess.run(["squeue", "--noheader", "--states=R", "--format=%A %k"], env=slurm, text=True, capture_output=True, check=True)
+        jobs = subprocess.run(
+            ["squeue", "--noheader", "--states=R", "--format=%A %k"],
+            env=slurm,
+            text=True,
+            capture_output=True,
+            check=True,
+        )
         asking = [line.split()[0] for line in jobs.stdout.splitlines() if "rule_generate_answers" in line]
         if asking and any(path.stat().st_size for path in (folder / "answers").rglob("*.jsonl*")):
             subprocess.run(["scancel", asking[0]], env=slurm, check=True)
@@ -136,7 +169,9 @@ def cancel_one(running: "subprocess.Popen[bytes]", folder: Path, slurm: dict[str
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_foreign_workflow_imports_the_module_on_slurm(tmp_path: Path, slurm: dict[str, str], local: dict[str, bytes]) -> None:
+def test_a_foreign_workflow_imports_the_module_on_slurm(
+    tmp_path: Path, slurm: dict[str, str], local: dict[str, bytes]
+) -> None:
     """A Snakefile with a rule of its own runs our rules as jobs of Slurm below its prefix."""
     folder = make_folder(tmp_path)
     (folder / "Snakefile").write_text(FOREIGN.format(snakefile=ROOT / "Snakefile"))
