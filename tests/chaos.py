@@ -215,9 +215,9 @@ class Campaign:
         rules = collections.Counter(rule for one in self.kills for rule in one.rules)
         print(f"\nrunning at the kills: {', '.join(f'{rule} {count}' for rule, count in rules.most_common())}")
         print(
-            f"seed {seed}: {len(self.kills)} kills over {self.datasets} datasets of {self.chunks} chunks ({self.rows} rows), "
-            f"{self.starts} starts of the same command, {self.repeated} requests repeated, all datasets identical to the "
-            f"undisturbed one; {seconds:.0f} s"
+            f"seed {seed}: {len(self.kills)} kills over {self.datasets} datasets of {self.chunks} chunks "
+            f"({self.rows} rows), {self.starts} starts of the same command, {self.repeated} requests repeated, "
+            f"all datasets identical to the undisturbed one; {seconds:.0f} s"
         )
         if landed < 0.9 * len(working):
             print(f"only {landed} of {len(working)} kills landed while a job ran", file=sys.stderr)
