@@ -148,7 +148,7 @@ def test_after_scancel_the_same_command_goes_on(tmp_path: Path, slurm: dict[str,
 
 
 def cancel_one(running: "subprocess.Popen[bytes]", folder: Path, slurm: dict[str, str]) -> str:
-    """Wait until a generate job has stored an answer and cancel it; return its number."""
+    """Wait until the generate jobs have stored some answers and cancel one; return its number."""
     import time
 
     while running.poll() is None:
@@ -160,7 +160,8 @@ def cancel_one(running: "subprocess.Popen[bytes]", folder: Path, slurm: dict[str
             check=True,
         )
         asking = [line.split()[0] for line in jobs.stdout.splitlines() if "rule_generate_answers" in line]
-        if asking and any(path.stat().st_size for path in (folder / "answers").rglob("*.jsonl*")):
+        stored = sum(path.read_bytes().count(b"\n") for path in (folder / "answers").rglob("*.jsonl"))
+        if asking and stored >= 12:
             subprocess.run(["scancel", asking[0]], env=slurm, check=True)
             return asking[0]
         time.sleep(0.2)
