@@ -20,6 +20,7 @@ import yaml
 from potstill.chunks import chunk_names, count_chunks
 from potstill.config.model import load_model
 from potstill.config.run import STAGE_FOLDERS, Config, complete_config
+from potstill.errors import ConfigError
 from potstill.holders import hold, recover
 from potstill.readers import count_rows, expand_inputs
 
@@ -286,6 +287,23 @@ def _count_input(inputs: Sequence[Path]) -> int:
         temporary.write_text(json.dumps(counts))
         temporary.replace(memory)
     return sum(counts.values())
+
+
+def refuse_keep_incomplete(asked: bool) -> None:
+    """Refuse a flag with which Snakemake takes a half-written output of a failed job for a finished one.
+
+    Args:
+        asked: Whether `--keep-incomplete` is set.
+
+    Raises:
+        ConfigError: If it is.
+    """
+    if asked:
+        raise ConfigError(
+            "--keep-incomplete (on the command line or in a profile) is refused: Snakemake would take the half-written output "
+            "of a job that failed for a whole one, and the next run would merge too few rows without a word. Leave it out: every "
+            "answer that was paid for is in the answer store anyway, and is not asked for again"
+        )
 
 
 def enter_folder(plan: Plan, arguments: Sequence[str]) -> None:

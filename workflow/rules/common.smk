@@ -15,6 +15,7 @@ from potstill.workflow import (
     describe_results,
     enter_folder,
     plan_run,
+    refuse_keep_incomplete,
     write_log,
 )
 
@@ -51,6 +52,14 @@ def get_user_file(path):
 
 
 def get_model_file(wildcards):
+    # Every chunk needs this file, and an input function is called while the DAG is built: the first moment at which
+    # Snakemake's settings are known, from the command line and profiles alike, and before any job runs.
+    try:
+        # No settings, no run: `--summary`, `--dag`.
+        settings = workflow.execution_settings
+        refuse_keep_incomplete(settings is not None and settings.keep_incomplete)
+    except PotstillError as error:
+        raise WorkflowError(str(error)) from None
     return get_user_file(PLAN.models[wildcards.model]["config"])
 
 
