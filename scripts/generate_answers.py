@@ -1,6 +1,7 @@
 """Rule generate_answers: ask a teacher for the answers of one chunk."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from potstill.config.model import load_model
 from potstill.environment import load_env_file
 from potstill.jobs import job, parse_arguments
 from potstill.records import Row
+from potstill.routing import Router
 from potstill.stages.audit_gold import GoldCheck
 from potstill.stages.generate import generate_chunk, started
 from potstill.stages.prepare import find_first_row
@@ -40,8 +42,10 @@ def main() -> None:
 
 
 def find_reasons(scope: contextlib.ExitStack) -> list[Callable[[Row], str | None]]:
-    """Return what may keep a row from being asked: a bad gold query, a student's share of the rows."""
+    """Return what may keep a row from being asked: another model's row, a bad gold query, a student's share."""
     reasons: list[Callable[[Row], str | None]] = []
+    if routes := json.loads(args.routes):
+        reasons.append(functools.partial(Router(routes).reason, alias=args.model.parent.name))
     if execute := json.loads(args.execute):
         gold = scope.enter_context(GoldCheck(args.gold[0], settings=execute))
         reasons.append(lambda row: "bad_gold" if gold.skips(row) else None)
@@ -66,7 +70,7 @@ if __name__ == "__main__":
         "answered",
         "failed",
         "not-asked",
-        values=("answers-dir", "concurrency", "pace", "execute"),
+        values=("answers-dir", "concurrency", "pace", "execute", "routes"),
     )
     with job(args.log):
         main()

@@ -19,6 +19,7 @@ from potstill.config.run import STAGE_FOLDERS, Config, complete_config
 from potstill.config.schema import load_yaml
 from potstill.holders import hold, recover
 from potstill.readers import count_rows, expand_inputs
+from potstill.routing import get_routes
 
 #: The resource that generate jobs with a rate limit take one of.
 RATE_LIMITED = "rate_limited_jobs"
@@ -66,6 +67,11 @@ class Plan:
     def model_pattern(self) -> str:
         """A regular expression that fits the aliases and nothing else."""
         return "|".join(re.escape(alias) for alias in self.models)
+
+    @property
+    def routes(self) -> list[dict[str, Any]]:
+        """Which rows go to which model; empty where every model takes all."""
+        return get_routes(self.config["models"])
 
     def has(self, stage: str) -> bool:
         """Say whether a stage is switched on."""

@@ -5,6 +5,8 @@ durable in the answer store before it counts, so that a rerun asks only for what
 engine owns them.
 """
 
+import json
+
 
 rule generate_answers:
     input:
@@ -34,6 +36,7 @@ rule generate_answers:
     params:
         settings=PLAN.settings("generate", without=PLAN.pace_keys),
         execute=PLAN.settings("execute") if PLAN.skips_bad_gold else "null",
+        routes=json.dumps(PLAN.routes),
         answers_dir=PLAN.config["answers_dir"],
         env_file=PLAN.env_files,
     message:
@@ -50,6 +53,7 @@ rule generate_answers:
         " --not-asked {output.not_asked:q}"
         " --settings {params.settings:q}"
         " --execute {params.execute:q}"
+        " --routes {params.routes:q}"
         " --answers-dir {params.answers_dir:q}"
         " --env-file {params.env_file:q}"
         " --concurrency {resources.requests_in_flight:q}"
