@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from potstill.adaptive import solved_by
 from potstill.config.model import load_model
 from potstill.environment import load_env_file
 from potstill.jobs import job, parse_arguments
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def find_reasons(scope: contextlib.ExitStack) -> list[Callable[[Row], str | None]]:
-    """Return what may keep a row from being asked: another model's row, a bad gold query, a student's share."""
+    """Return what may keep a row from being asked: another model's row or answer, a bad gold query …"""
     reasons: list[Callable[[Row], str | None]] = []
     if routes := json.loads(args.routes):
         reasons.append(functools.partial(Router(routes).reason, alias=args.model.parent.name))
@@ -51,6 +52,8 @@ def find_reasons(scope: contextlib.ExitStack) -> list[Callable[[Row], str | None
         reasons.append(lambda row: "bad_gold" if gold.skips(row) else None)
     if args.held_out:
         reasons.append(held_out(args.held_out[0]))
+    if args.solved:
+        reasons.append(solved_by(args.solved, run_dir=args.model.parents[1]))
     return reasons
 
 
@@ -66,6 +69,7 @@ if __name__ == "__main__":
         "gold*",
         "summary*",
         "held-out*",
+        "solved*",
         "env-file*",
         "answered",
         "failed",

@@ -30,7 +30,7 @@ class Router:
 
     def __init__(self, routes: Sequence[ModelEntry]) -> None:
         self._only = {route["alias"]: route["only"] for route in routes}
-        self._teachers = [route["alias"] for route in routes if route["role"] != "student"]
+        self._teachers: list[str] = [route["alias"] for route in routes if route["role"] != "student"]
         self._values = {
             alias: frozenset(map(canonical_json, only["in"])) for alias, only in self._only.items() if only is not None
         }

@@ -73,6 +73,17 @@ class Plan:
         """Which rows go to which model; empty where every model takes all."""
         return get_routes(self.config["models"])
 
+    @property
+    def cascade(self) -> list[str]:
+        """The aliases of the models that form a cascade, in order; none without one."""
+        cascade: list[str] = self.config["cascade"]
+        return cascade
+
+    def solved_before(self, alias: str, chunk: str) -> list[str]:
+        """Return the kept rows of a chunk of the models that come before one in the cascade."""
+        before = self.cascade[: self.cascade.index(alias)] if alias in self.cascade else []
+        return [self.kept_output.format(model=model, chunk=chunk) for model in before]
+
     def has(self, stage: str) -> bool:
         """Say whether a stage is switched on."""
         return stage == "generate" or self.config[stage] is not None
@@ -174,6 +185,8 @@ class Plan:
             targets += [f"{self.folder}/{model}/merged.jsonl", f"{self.folder}/{model}/stats.json"]
             if self.config["export"] is not None:
                 targets.append(f"{self.folder}/{model}/export/summary.json")
+        if self.cascade:
+            targets.append(f"{self.folder}/cascade/merged.jsonl")
         if self.students:
             targets.append(f"{self.folder}/score_agreement.json")
         return targets
@@ -283,5 +296,7 @@ def describe_results(plan: Plan, folder: Path | None = None) -> str:
         reasons = ", ".join(f"{name} {count}" for name, count in list(stats["reject_reason_counts"].items())[:6])
         lines.append(f"{alias}: {counts}" + (f" (rejected: {reasons})" if reasons else ""))
         lines.append(f"  look at {root / alias}/: merged.jsonl, rejected.jsonl, failed.jsonl, stats.json, reports/, export/")
+    if plan.cascade:
+        lines.append(f"the best answer to each row: {root / 'cascade' / 'merged.jsonl'}, costs in summary.json beside it")
     lines.append(f"open first: {root / 'report.html'}")
     return "\n".join(lines)

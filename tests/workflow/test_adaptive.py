@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from potstill.config.run import complete_config
+from potstill.errors import ConfigError
 from tests.workflow.runs import MODEL, Run
 
 LARGE = {"alias": "large", "config": "large.yaml"}
@@ -58,3 +62,51 @@ def test_a_row_for_no_model_stops_the_run_before_a_token_is_spent(tmp_path: Path
     assert done.returncode == 1
     assert 'rows.jsonl: line 7: no model takes this row: gold_sql is "SELECT 6"' in done.stdout
     assert not (tmp_path / "answers").exists()
+
+
+def test_a_cascade_asks_the_large_teacher_only_what_the_small_one_did_not_solve(tmp_path: Path) -> None:
+    """Rows solved by the small one are not asked; the best answer per row is merged, with the cost of each further row."""
+    config = {"models": [LARGE, {"alias": "m", "config": "model.yaml"}], "cascade": ["m", "large"]}
+    small = Run(tmp_path, rows=14, config={"chunks": {"count": 3}, **config})
+    # Right for all numbers but 6 and 13.
+    add_large_teacher(small, {f"question {number}?": f"SELECT {number % 7 % 6}" for number in range(14)})
+    small.snakemake()
+    solved = {number for number in range(14) if number % 5 == number % 7}
+    assert {int(row["id"]) for row in small.read("merged.jsonl")} == solved
+    not_asked = small.read("not_asked.jsonl", "large")
+    assert {int(row["id"]) for row in not_asked} == solved
+    assert {row["not_asked_reason"] for row in not_asked} == {"solved_by:m"}
+    assert ends(small, "m") == ends(small, "large") == sorted((str(number), 0) for number in range(14))
+    merged = small.read("merged.jsonl", "cascade")
+    assert [(int(row["id"]), row["solved_by"]) for row in merged] == [
+        (number, "m" if number in solved else "large") for number in range(14) if number % 7 != 6
+    ]
+    assert all(row["gold_match"] for row in merged)
+    summary = read_json(small.results / "cascade/summary.json")
+    assert (summary["rows"], summary["solved"], summary["unsolved"]) == (14, 12, 2)
+    first, second = summary["models"]
+    assert (first["alias"], first["solved"], first["samples_asked"], first["cost"]) == ("m", len(solved), 14, None)
+    assert (second["solved"], second["samples_asked"]) == (12 - len(solved), 14 - len(solved))
+    assert second["cost_per_solved_row"] == pytest.approx(second["cost"] / second["solved"])
+    assert second["cost"] > 0
+    assert small.requests() == 14 + 14 - len(solved)
+    assert "Nothing to be done" in small.snakemake().stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cascade": ["m", "big"]}, "cascade: big: no model has this alias"),
+        ({"cascade": ["m"]}, "cascade: found one model"),
+        ({"cascade": ["m", "n"], "filter": None}, "cascade: without a filter"),
+    ],
+)
+def test_a_config_that_cannot_be_meant_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    """The message names the key and what to do."""
+    models = [{"alias": alias, "config": "model.yaml"} for alias in ("m", "n")]
+    monkeypatch.chdir(tmp_path)
+    small = Run(tmp_path, rows=2, config={"models": models, **change})
+    with pytest.raises(ConfigError, match=message):
+        complete_config(small.config, "config")

@@ -61,6 +61,11 @@ def get_held_out(wildcards):
     return []
 
 
+def get_solved_before(wildcards):
+    """The same chunk's rows that earlier models of the cascade have solved."""
+    return PLAN.solved_before(wildcards.model, wildcards.chunk)
+
+
 def get_chunks(pattern):
     """A pattern with {chunk} filled in for every chunk, {model} left open."""
     return expand(pattern, chunk=PLAN.chunks, allow_missing=True)

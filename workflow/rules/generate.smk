@@ -15,6 +15,7 @@ rule generate_answers:
         gold=PLAN.gold_audit,
         summary=PLAN.pilot_summary,
         held_out=get_held_out if PLAN.students else [],
+        solved=get_solved_before if PLAN.cascade else [],
     output:
         answered=f"{RUN}/{{model}}/generated/{{chunk}}.jsonl",
         failed=f"{RUN}/{{model}}/generated/{{chunk}}.failed.jsonl",
@@ -48,6 +49,7 @@ rule generate_answers:
         " --gold {input.gold:q}"
         " --summary {input.summary:q}"
         " --held-out {input.held_out:q}"
+        " --solved {input.solved:q}"
         " --answered {output.answered:q}"
         " --failed {output.failed:q}"
         " --not-asked {output.not_asked:q}"

@@ -58,6 +58,7 @@ def complete_config(config: Mapping[str, Any], where: str) -> Config:
     if completed["execute"] is None:
         completed["score"] = None
     _check_models(completed, where)
+    _check_cascade(completed, where)
     _check_execute(completed, where)
     _find_files(completed, where)
     _check_stages(completed, where)
@@ -97,6 +98,19 @@ def _check_models(config: Config, where: str) -> None:
             raise ConfigError(f"{where}: models: a student is compared with a teacher; give one model `role: teacher`")
         if config["export"] is None or config["export"]["test_ratio"] == 0:
             raise ConfigError(f"{where}: models: a student answers held-out rows; set export.test_ratio above 0")
+
+
+def _check_cascade(config: Config, where: str) -> None:
+    cascade = config["cascade"]
+    if not cascade:
+        return
+    teachers = [model["alias"] for model in config["models"] if model["role"] != "student"]
+    if unknown := [alias for alias in cascade if alias not in teachers]:
+        raise ConfigError(f"{where}: cascade: {unknown[0]}: no model has this alias (no student may); found {', '.join(teachers)}")
+    if len(cascade) == 1:
+        raise ConfigError(f"{where}: cascade: found one model, give two or more, the cheapest first")
+    if config["filter"] is None:
+        raise ConfigError(f"{where}: cascade: without a filter every answer would solve its row; say in `filter` what is kept")
 
 
 def _check_execute(config: Config, where: str) -> None:
