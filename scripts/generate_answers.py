@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from potstill.adaptive import solved_by
+from potstill.adaptive import solved_by, solved_in_round
 from potstill.config.model import load_model
 from potstill.environment import load_env_file
 from potstill.jobs import job, parse_arguments
@@ -37,7 +37,7 @@ def main() -> None:
             first_row=find_first_row(args.summary[0], args.rows) if args.summary else 0,
             skip=first_reason(find_reasons(scope)),
             # The jobs of a run share its budget.
-            run_id=str(args.answered.parents[2]),
+            run_id=str(args.model.parents[1]),
             share=1 / pace["parallel_jobs"],
         )
 
@@ -52,6 +52,8 @@ def find_reasons(scope: contextlib.ExitStack) -> list[Callable[[Row], str | None
         reasons.append(lambda row: "bad_gold" if gold.skips(row) else None)
     if args.held_out:
         reasons.append(held_out(args.held_out[0]))
+    if args.round_before:
+        reasons.append(solved_in_round(args.round_before, args.settings["stop_when"]))
     if args.solved:
         reasons.append(solved_by(args.solved, run_dir=args.model.parents[1]))
     return reasons
@@ -70,6 +72,7 @@ if __name__ == "__main__":
         "summary*",
         "held-out*",
         "solved*",
+        "round-before*",
         "env-file*",
         "answered",
         "failed",

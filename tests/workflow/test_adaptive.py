@@ -110,3 +110,51 @@ def test_a_config_that_cannot_be_meant_is_refused(
     small = Run(tmp_path, rows=2, config={"models": models, **change})
     with pytest.raises(ConfigError, match=message):
         complete_config(small.config, "config")
+
+
+def make_rounds(folder: Path, rows: int = 11, **config: Any) -> Run:
+    """Make a run in which the answer with `sample_index` number % 5 is right, and the last row's gold query is bad."""
+    small = Run(folder, rows=rows, config={"chunks": {"count": 2}, **config})
+    model: dict[str, Any] = json.loads(json.dumps(MODEL))
+    # With a seed, the replay teacher gives the answer whose number is the seed and sample_index.
+    model["chat_config"]["seed"] = 0
+    model["prices"] = {"input": 0, "output": 1_000_000}
+    small.write_model("model.yaml", model)
+    numbers = range(rows)
+    golds = ["SELECT nothing" if number == rows - 1 else f"SELECT {number % 7}" for number in numbers]
+    small.write_rows([{"id": str(at), "question": f"question {at}?", "gold_sql": golds[at]} for at in numbers])
+    answers = [[f"SELECT {at % 7}" if index == at % 5 else "SELECT 9" for index in range(5)] for at in numbers]
+    lines = [json.dumps({"user": f"question {at}?", "answers": answers[at]}) + "\n" for at in numbers]
+    (folder / "answers.jsonl").write_text("".join(lines))
+    return small
+
+
+def test_rows_that_no_sample_has_solved_get_more_in_the_next_round(tmp_path: Path) -> None:
+    """Sample indexes go on; solved rows, and those that cannot be, are not asked again; each sample is accounted for."""
+    small = make_rounds(tmp_path, rounds={"max": 2, "samples": 2})
+    small.snakemake()
+    merged = small.read("merged.jsonl")
+    assert [(int(row["id"]), row["sample_index"]) for row in merged] == [(at, at % 5) for at in range(10) if at % 5 < 4]
+    reasons = {(int(row["id"]), row["sample_index"]): row["not_asked_reason"] for row in small.read("not_asked.jsonl")}
+    solved = [at for at in range(10) if at % 5 < 2]
+    assert reasons == {(at, index): "bad_gold" if at == 10 else "solved" for at in [*solved, 10] for index in (2, 3)}
+    rejected = [(int(row["id"]), row["sample_index"]) for row in small.read("rejected.jsonl")]
+    assert [at for at, _ in rejected] == sorted(at for at, _ in rejected)
+    assert ends(small, "m") == sorted((str(at), index) for at in range(11) for index in range(4))
+    assert small.requests() == 22 + 2 * (10 - len(solved))
+    first, second = read_json(small.results / "m/reports/cost_report.json")["rounds"]
+    assert (first["rows_asked"], first["rows_solved"], second["rows_asked"], second["rows_solved"]) == (11, 4, 6, 4)
+    assert (first["pass_at_k"], second["pass_at_k"]) == (pytest.approx(0.4), pytest.approx(0.8))
+    assert second["cost_per_solved_row"] == pytest.approx(second["cost"] / 4)
+    assert read_json(small.results / "m/reports/quality_report.json")["pass_at_k"] == {
+        "2": pytest.approx(0.4),
+        "4": pytest.approx(0.8),
+    }
+    manifest = read_json(small.results / "m/reports/manifest.json")
+    assert "m/rounds/2/generated/0001.jsonl" in manifest["stages"]["generated"]["files"]
+    assert "Nothing to be done" in small.snakemake().stdout
+    small.config["rounds"]["max"] = 3
+    small.write_config()
+    small.snakemake()
+    assert [row["sample_index"] for row in small.read("merged.jsonl") if row["id"] in ("4", "9")] == [4, 4]
+    assert ends(small, "m") == sorted((str(at), index) for at in range(11) for index in range(6))

@@ -11,11 +11,16 @@ import json
 rule generate_answers:
     input:
         rows=f"{RUN}/prepared/chunks/{{chunk}}.jsonl",
-        model=f"{RUN}/{{model}}/model.yaml",
+        model=(
+            get_model_of_round
+            if PLAN.config["rounds"]
+            else f"{RUN}/{{model}}/model.yaml"
+        ),
         gold=PLAN.gold_audit,
         summary=PLAN.pilot_summary,
         held_out=get_held_out if PLAN.students else [],
         solved=get_solved_before if PLAN.cascade else [],
+        round_before=get_round_before if PLAN.config["rounds"] else [],
     output:
         answered=f"{RUN}/{{model}}/generated/{{chunk}}.jsonl",
         failed=f"{RUN}/{{model}}/generated/{{chunk}}.failed.jsonl",
@@ -24,6 +29,8 @@ rule generate_answers:
         f"{RUN}/logs/generate_answers/{{model}}/{{chunk}}.log",
     benchmark:
         f"{RUN}/benchmarks/generate_answers/{{model}}/{{chunk}}.tsv"
+    wildcard_constraints:
+        model=PLAN.round_pattern,
     conda:
         "../../environment.yml"
     threads: 1
@@ -35,7 +42,11 @@ rule generate_answers:
         # Requests in flight: `--resources requests_in_flight=120` limits the sum over parallel jobs.
         requests_in_flight=PLAN.config["generate"]["concurrency"],
     params:
-        settings=PLAN.settings("generate", without=PLAN.pace_keys),
+        settings=(
+            get_round_settings
+            if PLAN.config["rounds"]
+            else PLAN.settings("generate", without=PLAN.pace_keys)
+        ),
         execute=PLAN.settings("execute") if PLAN.skips_bad_gold else "null",
         routes=json.dumps(PLAN.routes),
         answers_dir=PLAN.config["answers_dir"],
@@ -50,6 +61,7 @@ rule generate_answers:
         " --summary {input.summary:q}"
         " --held-out {input.held_out:q}"
         " --solved {input.solved:q}"
+        " --round-before {input.round_before:q}"
         " --answered {output.answered:q}"
         " --failed {output.failed:q}"
         " --not-asked {output.not_asked:q}"

@@ -59,6 +59,7 @@ def complete_config(config: Mapping[str, Any], where: str) -> Config:
         completed["score"] = None
     _check_models(completed, where)
     _check_cascade(completed, where)
+    _complete_rounds(completed, where)
     _check_execute(completed, where)
     _find_files(completed, where)
     _check_stages(completed, where)
@@ -111,6 +112,25 @@ def _check_cascade(config: Config, where: str) -> None:
         raise ConfigError(f"{where}: cascade: found one model, give two or more, the cheapest first")
     if config["filter"] is None:
         raise ConfigError(f"{where}: cascade: without a filter every answer would solve its row; say in `filter` what is kept")
+
+
+def _complete_rounds(config: Config, where: str) -> None:
+    """Check `rounds`, and make `generate.samples` what a row may get at most: the law of conservation counts with it."""
+    rounds, generate = config["rounds"], config["generate"]
+    if rounds is None:
+        return
+    most = rounds["max"] * rounds["samples"]
+    if generate["samples"] not in (1, most):
+        raise ConfigError(
+            f"{where}: generate.samples: found {generate['samples']} beside `rounds`; leave it out: a round asks "
+            f"rounds.samples ({rounds['samples']}) answers per row, {most} in all rounds"
+        )
+    needed = {"gold_match": "execute", "exec_pass": "execute", "kept": "filter"}[rounds["stop_when"]]
+    if config[needed] is None:
+        raise ConfigError(f"{where}: rounds.stop_when: {rounds['stop_when']} is known only with `{needed}`; set it, or stop otherwise")
+    if rounds["stop_when"] == "gold_match" and config["execute"]["gold_field"] is None:
+        raise ConfigError(f"{where}: rounds.stop_when: gold_match needs gold queries; set execute.gold_field, or stop otherwise")
+    generate["samples"] = most
 
 
 def _check_execute(config: Config, where: str) -> None:

@@ -17,6 +17,7 @@ from potstill.generate.costs import cost_of
 from potstill.records import Row
 from potstill.reports.files import ModelFiles
 from potstill.reports.numbers import as_number, ratio
+from potstill.reports.rounds import Rounds
 from potstill.reports.times import parse_time
 from potstill.rows import publish_json, read_rows
 
@@ -38,7 +39,8 @@ class _Spent:
         self.tokens = dict.fromkeys(TOKENS, 0)
         self.money = self.saved = 0.0
 
-    def add(self, row: Row, times: Row) -> None:
+    def add(self, row: Row, times: Row) -> float:
+        """Add a row and return what it has cost."""
         self.rows += 1
         answered_at = parse_time(times.get("answered_at"))
         reused = None not in (self._started, answered_at) and answered_at < self._started  # type: ignore[operator]
@@ -46,13 +48,14 @@ class _Spent:
         usage = row.get("usage")
         if not isinstance(usage, dict):
             self.without_usage += 1
-            return
+            return 0.0
         tokens = {kind: count_tokens(usage, kind) for kind in TOKENS}
         for kind in TOKENS:
             self.tokens[kind] += tokens[kind]
         money = cost_of(tokens, self._prices)
         self.money += money
         self.saved += money if reused else 0.0
+        return money
 
 
 def count_tokens(usage: Mapping[str, Any], kind: str) -> int:
@@ -100,7 +103,13 @@ def _first_moment(path: Path) -> float | None:
 
 
 def write_cost_report(
-    output: Path, *, model: str, files: ModelFiles, prices: Prices | None, logs: Iterable[Path] = ()
+    output: Path,
+    *,
+    model: str,
+    files: ModelFiles,
+    prices: Prices | None,
+    logs: Iterable[Path] = (),
+    rounds: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write cost_report.json of one model and return it.
 
@@ -110,13 +119,19 @@ def write_cost_report(
         files: The model's merged files.
         prices: The model file's price table; None where it has none.
         logs: The logs of the jobs that asked the teacher: an answer older than all of them was not paid by this run.
+        rounds: The config's `rounds`; None where rows are asked once.
     """
     started = find_start(logs)
     spent = {end: _Spent(prices, started) for end in _ENDS}
     known = started is not None
+    by_round = Rounds(rounds, priced=prices is not None) if rounds else None
     for end, row, times in with_times(files):
-        spent[end].add(row, times)
+        money = spent[end].add(row, times)
+        if by_round is not None:
+            by_round.add(end, row, money)
     report = {"model": model, "prices": asdict(prices) if prices else None, **_sums(spent, prices is not None, known)}
+    if by_round is not None:
+        report["rounds"] = by_round.as_list()
     publish_json(output, report)
     return report
 
