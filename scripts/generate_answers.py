@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from potstill.adaptive import solved_by, solved_in_round
+from potstill.adaptive import solved_by, solved_in_round, target_reached
 from potstill.config.model import load_model
 from potstill.environment import load_env_file
 from potstill.jobs import job, parse_arguments
@@ -56,6 +56,8 @@ def find_reasons(scope: contextlib.ExitStack) -> list[Callable[[Row], str | None
         reasons.append(solved_in_round(args.round_before, args.settings["stop_when"]))
     if args.solved:
         reasons.append(solved_by(args.solved, run_dir=args.model.parents[1]))
+    if args.target and target_reached(args.target[0], args.settings["target_kept"], args.answered):
+        reasons.append(lambda _: "target_reached")
     return reasons
 
 
@@ -72,6 +74,7 @@ if __name__ == "__main__":
         "summary*",
         "held-out*",
         "solved*",
+        "target*",
         "round-before*",
         "env-file*",
         "answered",

@@ -1,4 +1,4 @@
-"""Why a row is not asked because of the answers that are there already: another model's, or an earlier round's."""
+"""Why a row is not asked because of the answers that are there already: another model's, an earlier round's, or enough."""
 
 from __future__ import annotations
 
@@ -60,3 +60,41 @@ def _end(row: Row, field: str) -> str | None:
     if row.get(field) is True:
         return SOLVED
     return BAD_GOLD if field == "gold_match" and row.get(field) is None else None
+
+
+def target_reached(marker: Path, target: int, answered: Path) -> bool:
+    """Say whether a model has so many kept rows that a chunk need not be asked any more.
+
+    A chunk that has kept rows already is asked again (the answer store has its answers), so that a job that Snakemake
+    runs once more, for whatever reason, does not give them up.
+
+    Args:
+        marker: A file in the model's folder that is newer than all that decides about its kept rows: older files of
+            kept rows do not count.
+        target: The config's `generate.target_kept`.
+        answered: The output of the chunk in question.
+    """
+    since = marker.stat().st_mtime_ns
+    folders = (marker.parent, *(marker.parent / "rounds").glob("*"))
+    kept = [path for folder in folders for path in (folder / "filtered").glob("*.kept.jsonl")]
+    own = answered.parents[1] / "filtered" / f"{answered.stem}.kept.jsonl"
+    if _count_since(own, since):
+        return False
+    found = 0
+    for path in kept:
+        found += _count_since(path, since)
+        if found >= target:
+            return True
+    return False
+
+
+def _count_since(path: Path, since: int) -> int:
+    """Return the rows of a file that is not older than a moment; 0 where there is none."""
+    try:
+        if path.stat().st_mtime_ns < since:
+            return 0
+        with path.open("rb") as stream:
+            return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+    except FileNotFoundError:
+        # Snakemake removes a job's outputs before the job.
+        return 0

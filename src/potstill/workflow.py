@@ -74,6 +74,23 @@ class Plan:
         return get_routes(self.config["models"])
 
     @property
+    def has_target(self) -> bool:
+        """Whether the run stops asking once enough rows are kept."""
+        return self.config["generate"]["target_kept"] is not None
+
+    @property
+    def target_settings(self) -> str:
+        """What decides which rows are kept, as JSON: with a change, rows that were kept before do not count any more."""
+        stages = {stage: self.config[stage] for stage in (*list(STAGE_FOLDERS)[1:], "filter", "rounds", "cascade")}
+        generate = self.without(self.config["generate"], *self.pace_keys)
+        return json.dumps({"generate": generate, **stages, "routes": self.routes}, ensure_ascii=False)
+
+    @property
+    def priority(self) -> int:
+        """The priority of the stages after `generate`: with a target, rows are judged before further ones are asked."""
+        return 1 if self.has_target else 0
+
+    @property
     def cascade(self) -> list[str]:
         """The aliases of the models that form a cascade, in order; none without one."""
         cascade: list[str] = self.config["cascade"]

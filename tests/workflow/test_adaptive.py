@@ -158,3 +158,22 @@ def test_rows_that_no_sample_has_solved_get_more_in_the_next_round(tmp_path: Pat
     small.snakemake()
     assert [row["sample_index"] for row in small.read("merged.jsonl") if row["id"] in ("4", "9")] == [4, 4]
     assert ends(small, "m") == sorted((str(at), index) for at in range(11) for index in range(6))
+
+
+def test_asking_stops_when_enough_rows_are_kept(tmp_path: Path) -> None:
+    """Beyond the target are only the jobs that ran then; a higher target asks for what is missing, a stricter filter too."""
+    generate = {"target_kept": 12}
+    small = Run(tmp_path, rows=40, config={"chunks": {"count": 8}, "filter": {}, "generate": generate})
+    small.snakemake()
+    kept = len(small.read("merged.jsonl"))
+    assert 12 <= kept <= 20
+    assert {row["not_asked_reason"] for row in small.read("not_asked.jsonl")} == {"target_reached"}
+    assert ends(small, "m") == sorted((str(number), 0) for number in range(40))
+    assert small.requests() == kept
+    assert "Nothing to be done" in small.snakemake().stdout
+    generate["target_kept"] = 18
+    small.config["filter"] = {"min_score": 1.0}
+    small.write_config()
+    small.snakemake()
+    assert len(small.read("merged.jsonl")) == 10
+    assert small.requests() == 40 - kept

@@ -70,6 +70,10 @@ def get_model_of_round(wildcards):
     return f"{RUN}/{PLAN.split_round(wildcards.model)[0]}/model.yaml"
 
 
+def get_target(wildcards):
+    return f"{RUN}/{PLAN.split_round(wildcards.model)[0]}/target.json"
+
+
 def get_round_before(wildcards):
     """What became of the same chunk's rows in the round before."""
     return PLAN.round_before(wildcards.model, wildcards.chunk)

@@ -17,6 +17,7 @@ if PLAN.has("execute"):
             f"{RUN}/benchmarks/execute_answers/{{model}}/{{chunk}}.tsv"
         wildcard_constraints:
             model=PLAN.round_pattern,
+        priority: PLAN.priority
         conda:
             "../../environment.yml"
         threads: 1

@@ -20,6 +20,7 @@ rule generate_answers:
         summary=PLAN.pilot_summary,
         held_out=get_held_out if PLAN.students else [],
         solved=get_solved_before if PLAN.cascade else [],
+        target=get_target if PLAN.has_target else [],
         round_before=get_round_before if PLAN.config["rounds"] else [],
     output:
         answered=f"{RUN}/{{model}}/generated/{{chunk}}.jsonl",
@@ -61,6 +62,7 @@ rule generate_answers:
         " --summary {input.summary:q}"
         " --held-out {input.held_out:q}"
         " --solved {input.solved:q}"
+        " --target {input.target:q}"
         " --round-before {input.round_before:q}"
         " --answered {output.answered:q}"
         " --failed {output.failed:q}"
@@ -73,3 +75,30 @@ rule generate_answers:
         " --concurrency {resources.requests_in_flight:q}"
         " --pace {resources.pace:q}"
         " --log {log:q}"
+
+
+if PLAN.has_target:
+
+    # From when on kept rows count for the target: this file is made anew when what decides about them changes.
+    rule write_target:
+        input:
+            model=f"{RUN}/{{model}}/model.yaml",
+            summary=f"{RUN}/prepared/summary.json",
+            gold=PLAN.gold_audit,
+        output:
+            target=f"{RUN}/{{model}}/target.json",
+        log:
+            f"{RUN}/logs/write_target/{{model}}.log",
+        benchmark:
+            f"{RUN}/benchmarks/write_target/{{model}}.tsv"
+        conda:
+            "../../environment.yml"
+        threads: 1
+        resources:
+            mem_mb=300,
+        params:
+            settings=PLAN.target_settings,
+        message:
+            "Noting what decides about the kept rows of {wildcards.model}"
+        shell:
+            "printf '%s\\n' {params.settings:q} > {output.target:q} 2> {log:q}"

@@ -23,6 +23,7 @@ if PLAN.has("judge"):
             f"{RUN}/benchmarks/judge_answers/{{model}}/{{chunk}}.tsv"
         wildcard_constraints:
             model=PLAN.round_pattern,
+        priority: PLAN.priority
         conda:
             "../../environment.yml"
         threads: 1

@@ -16,6 +16,7 @@ if PLAN.has("score"):
             f"{RUN}/benchmarks/score_answers/{{model}}/{{chunk}}.tsv"
         wildcard_constraints:
             model=PLAN.round_pattern,
+        priority: PLAN.priority
         conda:
             "../../environment.yml"
         threads: 1

@@ -59,6 +59,8 @@ def complete_config(config: Mapping[str, Any], where: str) -> Config:
         completed["score"] = None
     _check_models(completed, where)
     _check_cascade(completed, where)
+    if completed["generate"]["target_kept"] is not None and completed["filter"] is None:
+        raise ConfigError(f"{where}: generate.target_kept: without a filter nothing is known as kept; say in `filter` what is")
     _complete_rounds(completed, where)
     _check_execute(completed, where)
     _find_files(completed, where)
