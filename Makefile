@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check local-llm profiles docs clean
+.PHONY: help demo test check local-llm profiles docs crash-test crash-test-short siflow-chaos siflow-chaos-short bench clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,23 @@ profiles: $(VENV)/.installed  ## link our profiles to where `snakemake --profile
 
 docs: $(VENV)/.installed  ## write the tables of config/README.md anew
 	$(BIN)/python -m potstill.config.document
+	$(BIN)/python -m snakemake_executor_plugin_siflow.document
+
+# The short forms are what CI runs; the long ones give the numbers of RELIABILITY.md.
+crash-test: $(VENV)/.installed-dev  ## 1000 SIGKILLs of a generate job, and journals broken on purpose (hours)
+	$(BIN)/python -m tests.crash --mutants
+
+crash-test-short: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.crash --rows 2000 --kills 25 --seeds 1 --mutants
+
+siflow-chaos: $(VENV)/.installed-dev  ## the SiFlow executor against faults of the platform (hours)
+	$(BIN)/python -m tests.siflow.chaos --full --output build/siflow-scorecard.md
+
+siflow-chaos-short: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.siflow.chaos --short --output build/siflow-scorecard.md
+
+bench: $(VENV)/.installed-dev  ## measure the engine beside a bare loop
+	$(BIN)/python bench/generate.py
 
 clean:  ## remove the results of the demo; the answer store stays
 	rm -rf results

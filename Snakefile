@@ -23,6 +23,7 @@ if not workflow.overwrite_configfiles:
 include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/gold.smk"
+include: "workflow/rules/variants.smk"
 include: "workflow/rules/generate.smk"
 include: "workflow/rules/clean.smk"
 include: "workflow/rules/execute.smk"

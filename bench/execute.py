@@ -51,7 +51,8 @@ def make_rows(count: int, answers_per_gold: int) -> list[dict[str, Any]]:
     for number in range(count):
         gold = number // answers_per_gold
         sql = TEMPLATES[gold % len(TEMPLATES)].format(gold % 2000, dice.randrange(200))
-        rows.append({"sample_id": f"{number:064x}", "sql": f"{sql} /* {number} */", "gold_sql": f"{sql} /* g{gold} */"})
+        identity = hashlib.sha256(b"%d" % number).hexdigest()
+        rows.append({"sample_id": identity, "sql": f"{sql} /* {number} */", "gold_sql": f"{sql} /* g{gold} */"})
     return rows
 
 

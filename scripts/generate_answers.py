@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def find_reasons(scope: contextlib.ExitStack) -> list[Callable[[Row], str | None]]:
-    """Return what may keep a row from being asked: another model's row or answer, a bad gold query …"""
+    """Return what may keep a row from being asked: another model's row or answer, a bad gold query, and so on."""
     reasons: list[Callable[[Row], str | None]] = []
     if routes := json.loads(args.routes):
         reasons.append(functools.partial(Router(routes).reason, alias=args.model.parent.name))

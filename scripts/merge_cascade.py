@@ -8,7 +8,7 @@ from potstill.stages.cascade import CascadeModel, merge_cascade
 if __name__ == "__main__":
     with job(snakemake.log[0]):
         files = snakemake.input
-        models = zip(snakemake.params.models, files.kept, files.stats, files.cost)
+        models = zip(snakemake.params.models, files.kept, files.stats, files.cost, strict=True)
         merge_cascade(
             [CascadeModel(alias, *(Path(path) for path in paths)) for alias, *paths in models],
             [Path(path) for path in files.chunks],

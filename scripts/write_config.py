@@ -9,5 +9,6 @@ from potstill.rows import publish
 
 if __name__ == "__main__":
     with job(snakemake.log[0]), publish(Path(snakemake.output.config)) as out:
-        text = yaml.safe_dump(snakemake.params.config, sort_keys=False, allow_unicode=True)
-        out.write_line(text.encode())
+        sections = dict(snakemake.params.items())
+        config = {**sections.pop("names"), **sections}
+        out.write_line(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())

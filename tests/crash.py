@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.answers import journal as journals
+from potstill.answers.key import PREFIX_BYTES
 from potstill.answers.store import AnswerStore
 from potstill.config.model import load_model
 from potstill.errors import StoreError
@@ -124,18 +125,16 @@ class Case:
         return sorted((self.answers / "fake" / "journals").glob("*.jsonl"))
 
     def keys_on_disk(self) -> set[str]:
-        """Return the keys of all whole records, after checking that nothing is damaged and no key stands twice."""
+        """Return the beginnings of the keys of all whole records, after checking that nothing is damaged and no key stands twice."""
         keys: set[str] = set()
         for path in self.journal_files():
-            with path.open("rb") as stream:
-                for place in journals.find_damage(path):
-                    if isinstance(place, journals.Damage):
-                        raise CrashTestError(f"{path.name}: byte {place.offset}: an unreadable record")
-                    stream.seek(place.offset)
-                    key = json.loads(stream.read(place.length))["key"]
-                    if key in keys:
-                        raise CrashTestError(f"{path.name}: the answer of {key[:12]} was bought twice")
-                    keys.add(key)
+            for place in journals.find_damage(path):
+                if isinstance(place, journals.Damage):
+                    raise CrashTestError(f"{path.name}: byte {place.offset}: an unreadable record")
+                key = place.prefix.hex()
+                if key in keys:
+                    raise CrashTestError(f"{path.name}: the answer of {key[:12]} was bought twice")
+                keys.add(key)
         return keys
 
 
@@ -246,10 +245,10 @@ def campaign(case: Case, rows: int, kills: int, seed: int, expected: bytes, *, p
 
 
 def _keys_of(case: Case) -> dict[str, str]:
-    """Return key -> the name under which the teacher counts the row."""
+    """Return the beginning of each key -> the name under which the teacher counts the row."""
     maker = RequestMaker(load_model(case.folder / "model.yaml"))
     jobs = (maker.job(row, (0,), 0) for row in read_rows(case.rows))
-    return {job.keys[0].hex(): job.row["messages"][0]["content"] for job in jobs}
+    return {job.keys[0][:PREFIX_BYTES].hex(): job.row["messages"][0]["content"] for job in jobs}
 
 
 def stable_bytes(path: Path) -> bytes:
@@ -365,9 +364,10 @@ def check_two_writers(case: Case, rows: int) -> None:
     if len(case.keys_on_disk()) != 2 * rows:
         raise CrashTestError("two writers lost answers")
     with AnswerStore(case.answers, "fake") as store:
-        for key in _keys_of(case):
+        maker = RequestMaker(load_model(case.folder / "model.yaml"))
+        for row in read_rows(case.rows):
             try:
-                found = store.find(bytes.fromhex(key))
+                found = store.find(maker.job(row, (0,), 0).keys[0])
             except StoreError as error:
                 raise CrashTestError(f"after two writers: {error}") from error
             if not found:

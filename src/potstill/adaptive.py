@@ -1,4 +1,4 @@
-"""Why a row is not asked because of the answers that are there already: another model's, an earlier round's, or enough."""
+"""Why a row is not asked for the sake of answers that are there: another model's, an earlier round's, or enough."""
 
 from __future__ import annotations
 

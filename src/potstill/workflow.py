@@ -5,6 +5,7 @@ Plain Python, so that it can be tested without Snakemake; the rule files only sp
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import yaml
+
 from potstill.chunks import chunk_names, count_chunks
+from potstill.config.model import load_model
 from potstill.config.run import STAGE_FOLDERS, Config, complete_config
-from potstill.config.schema import load_yaml
 from potstill.holders import hold, recover
 from potstill.readers import count_rows, expand_inputs
 from potstill.routing import get_routes
@@ -51,7 +54,14 @@ class Plan:
     chunks: Sequence[str]
 
     #: Keys of `generate` that say how fast to ask, not what.
-    pace_keys: ClassVar = ("concurrency", "batch_size", "requests_per_minute", "tokens_per_minute", "parallel_jobs", "outage_timeout_s")
+    pace_keys: ClassVar = (
+        "concurrency",
+        "batch_size",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "parallel_jobs",
+        "outage_timeout_s",
+    )
 
     @property
     def folder(self) -> str:
@@ -138,7 +148,9 @@ class Plan:
         settings = self.without(self.config["generate"], *self.pace_keys)
         settings |= {"samples": rounds["samples"], "first_sample": (number - 1) * rounds["samples"]}
         # The first round does not run again when the rule for stopping changes.
-        return json.dumps(settings if number == 1 else {**settings, "stop_when": rounds["stop_when"]}, ensure_ascii=False)
+        return json.dumps(
+            settings if number == 1 else {**settings, "stop_when": rounds["stop_when"]}, ensure_ascii=False
+        )
 
     def solved_before(self, alias: str, chunk: str) -> list[str]:
         """Return the kept rows of a chunk of the models that come before one in the cascade."""
@@ -163,7 +175,11 @@ class Plan:
     @property
     def kept_output(self) -> str:
         """The path pattern of a chunk's kept rows: the filter's, or the last stage's where there is no filter."""
-        return f"{self.folder}/{{model}}/filtered/{{chunk}}.kept.jsonl" if self.has("filter") else self.stage_input("filter")
+        return (
+            f"{self.folder}/{{model}}/filtered/{{chunk}}.kept.jsonl"
+            if self.has("filter")
+            else self.stage_input("filter")
+        )
 
     @property
     def rejected_output(self) -> list[str]:
@@ -190,6 +206,21 @@ class Plan:
         return {RATE_LIMITED: 1} if limited else {}
 
     @property
+    def has_variants(self) -> bool:
+        """Whether matches must hold on changed copies of the databases too."""
+        return self.has("execute") and self.config["execute"]["variants"] > 0
+
+    @property
+    def variants(self) -> list[str]:
+        """The list of changed copies of the databases; none when there are no such copies."""
+        return [f"{self.folder}/prepared/variants.json"] if self.has_variants else []
+
+    @property
+    def workers(self) -> int:
+        """Worker processes of a job that runs statements."""
+        return int(self.config["execute"]["workers"])
+
+    @property
     def skips_bad_gold(self) -> bool:
         """Whether rows with a bad gold query are not asked."""
         return self.has("execute") and self.config["execute"]["on_bad_gold"] == "skip"
@@ -206,6 +237,13 @@ class Plan:
         return [] if env_file is None else [env_file]
 
     @property
+    def config_params(self) -> dict[str, Any]:
+        """The config as params, one for each section: Snakemake names the ones that changed."""
+        names = ("run", "output_dir", "answers_dir")
+        sections = {key: value for key, value in self.config.items() if key not in names}
+        return {"names": {key: self.config[key] for key in names}, **sections}
+
+    @property
     def templates(self) -> list[str]:
         """The template files that prompts are made from."""
         template = self.config["prompt"]["template"]
@@ -217,10 +255,14 @@ class Plan:
         execute = self.config["execute"]
         if execute is None:
             return []
+        if execute["engine"] == "postgresql":
+            return []
         if execute["database"] is not None:
             return [Path(execute["database"])]
         folder = Path(execute["database_dir"])
-        return sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _DATABASE_ENDINGS)
+        return sorted(
+            path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _DATABASE_ENDINGS
+        )
 
     def settings(self, stage: str, without: Sequence[str] = ()) -> str:
         """Return a stage's section of the config as JSON, for a command line."""
@@ -271,28 +313,43 @@ class Plan:
         """Return what the models' own servers need (`server.resources`), the most of each kind."""
         needed: dict[str, int] = {}
         for model in self.config["models"]:
-            server = load_yaml(Path(model["config"]), "model file").get("server") or {}
+            server = load_model(Path(model["config"])).server or {}
             for name, amount in (server.get("resources") or {}).items():
                 needed[name] = max(amount, needed.get(name, 0))
         return needed
 
 
-def plan_run(config: Mapping[str, Any], files: Sequence[str | Path] = ()) -> Plan:
+def plan_run(
+    config: Mapping[str, Any], files: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None
+) -> Plan:
     """Validate a config and work out the run.
 
     Args:
         config: What the user wrote.
         files: The config files it comes from, for messages.
+        overrides: What of it stood on the command line (`--config`): Snakemake leaves nested values there as text.
 
     Raises:
         ConfigError: If the config cannot be used.
     """
     where = f"config {', '.join(os.path.relpath(file) for file in files)}" if files else "config"
-    completed = complete_config(config, where)
+    completed = complete_config(_retype(config, overrides or {}), where)
     inputs = expand_inputs(completed["input"]["path"])
     chunks = completed["chunks"]
     count = chunks["count"] if "count" in chunks else count_chunks(_count_input(inputs), chunks["rows"])
     return Plan(completed, inputs, chunk_names(count))
+
+
+def _retype(value: Any, override: Any) -> Any:
+    """Return a value in which what came as text from the command line has the type that YAML gives it."""
+    if isinstance(override, Mapping) and isinstance(value, Mapping):
+        return {key: _retype(item, override[key]) if key in override else item for key, item in value.items()}
+    if isinstance(override, list) and isinstance(value, list) and len(override) == len(value):
+        return [_retype(item, other) for item, other in zip(value, override, strict=True)]
+    if isinstance(override, str) and value == override:
+        with contextlib.suppress(yaml.YAMLError):
+            return yaml.safe_load(override)
+    return value
 
 
 def _count_input(inputs: Sequence[Path]) -> int:
@@ -321,13 +378,19 @@ def enter_folder(plan: Plan, arguments: Sequence[str]) -> None:
         plan: The run; only its own outputs are ever removed.
         arguments: The command line of Snakemake: a dry run or a report clears up too, but holds nothing.
     """
-    found = recover(SNAKEMAKE_FOLDER, plan.owns)
+    # Tasks on SiFlow outlive their controller and are taken over by the next one: their outputs are not ours to remove.
+    remote = (SNAKEMAKE_FOLDER / "siflow" / "run_id").exists()
+    found = recover(SNAKEMAKE_FOLDER, (lambda _: False) if remote else plan.owns)
     if found.locks_removed or found.outputs_removed:
-        _say(f"an earlier run here was killed: {found.locks_removed} locks and {len(found.outputs_removed)} unfinished "
-             "files removed; nothing that was answered is asked again")
+        _say(
+            f"an earlier run here was killed: {found.locks_removed} locks and {len(found.outputs_removed)} unfinished "
+            "files removed; nothing that was answered is asked again"
+        )
     for holder in found.living:
-        _say(f"another run is working in this folder ({holder.describe()}); it is respected. If you know that it is dead "
-             "and it ran on another machine, `snakemake --unlock` frees the folder")
+        _say(
+            f"another run is working in this folder ({holder.describe()}); it is respected. If you know that it is dead "
+            "and it ran on another machine, `snakemake --unlock` frees the folder"
+        )
     if not any(_LOOKING.fullmatch(argument) for argument in arguments):
         hold(SNAKEMAKE_FOLDER)
 
@@ -354,11 +417,17 @@ def describe_results(plan: Plan, folder: Path | None = None) -> str:
         if not path.is_file():
             continue
         stats = json.loads(path.read_bytes())
-        counts = ", ".join(f"{stats[name]} {name.replace('_', ' ')}" for name in ("kept", "rejected", "failed", "not_asked"))
+        counts = ", ".join(
+            f"{stats[name]} {name.replace('_', ' ')}" for name in ("kept", "rejected", "failed", "not_asked")
+        )
         reasons = ", ".join(f"{name} {count}" for name, count in list(stats["reject_reason_counts"].items())[:6])
         lines.append(f"{alias}: {counts}" + (f" (rejected: {reasons})" if reasons else ""))
-        lines.append(f"  look at {root / alias}/: merged.jsonl, rejected.jsonl, failed.jsonl, stats.json, reports/, export/")
+        lines.append(
+            f"  look at {root / alias}/: merged.jsonl, rejected.jsonl, failed.jsonl, stats.json, reports/, export/"
+        )
     if plan.cascade:
-        lines.append(f"the best answer to each row: {root / 'cascade' / 'merged.jsonl'}, costs in summary.json beside it")
+        lines.append(
+            f"the best answer to each row: {root / 'cascade' / 'merged.jsonl'}, costs in summary.json beside it"
+        )
     lines.append(f"open first: {root / 'report.html'}")
     return "\n".join(lines)

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import yaml
 from snakemake_interface_common.exceptions import WorkflowError
-from snakemake_interface_executor_plugins.registry.plugin import Plugin
+from snakemake_interface_executor_plugins.registry.plugin import Plugin  # type: ignore[import-untyped]
 
-from . import common_settings, states, wrapper
+from . import __version__, common_settings, states, wrapper
 from .client import ApiError, NotFound, Rejected, SiflowClient, TaskInfo
 from .executor import Executor
-from .folder import RunFolder
+from .folder import Held, RunFolder
 from .redact import Redactor
 from .settings import Environment, ExecutorSettings, find_keys
 from .task import NAME, TaskError, TaskFactory
@@ -43,7 +43,9 @@ class Finding(NamedTuple):
 
 def plugin() -> Plugin:
     """The plugin as Snakemake's registry has it."""
-    return Plugin(_name="siflow", executor=Executor, common_settings=common_settings, _executor_settings_cls=ExecutorSettings)
+    return Plugin(
+        _name="siflow", executor=Executor, common_settings=common_settings, _executor_settings_cls=ExecutorSettings
+    )
 
 
 def profile_flags(profile: Path | None) -> list[str]:
@@ -69,7 +71,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ExecutorSettings]:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, _) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.add_argument("--profile", type=Path, help="folder (or file) of a Snakemake profile with siflow-… entries")
+        command.add_argument(
+            "--profile", type=Path, help="folder (or file) of a Snakemake profile with siflow-… entries"
+        )
         if name != "check":
             command.add_argument("--run", help="id of the run; default: the one that goes on in this folder")
         if name == "logs":
@@ -123,7 +127,10 @@ def ps(args: argparse.Namespace, settings: ExecutorSettings) -> int:
     tasks = sorted(tasks_of(connect(settings), run_id(args)), key=lambda task: (task.create_time, task.name))
     for task in tasks:
         rank = f" (place {task.rank})" if task.rank and task.status in states.WAITING else ""
-        print(f"{task.status + rank:<22} {task.labels.get('rule', ''):<24} {task.create_time:<20} {task.name}  {task.uuid}  {task.message}")
+        print(
+            f"{task.status + rank:<22} {task.labels.get('rule', ''):<24} {task.create_time:<20} "
+            f"{task.name}  {task.uuid}  {task.message}"
+        )
     print(f"{len(tasks)} task(s), {sum(not states.is_ended(task.status) for task in tasks)} live", file=sys.stderr)
     return 0
 
@@ -139,7 +146,10 @@ def logs(args: argparse.Namespace, settings: ExecutorSettings) -> int:
         print(f"==> {file} <==")
         print("\n".join(redact(file.read_text(errors="replace")).splitlines()[-args.lines :]))
     if not files:
-        print(f"snakemake-siflow: no log in {folder} fits {args.task!r}" if args.task else f"no log in {folder}", file=sys.stderr)
+        print(
+            f"snakemake-siflow: no log in {folder} fits {args.task!r}" if args.task else f"no log in {folder}",
+            file=sys.stderr,
+        )
     return 0 if files else 1
 
 
@@ -175,6 +185,12 @@ def reap(args: argparse.Namespace, settings: ExecutorSettings) -> int:
     run = run_id(args)
     folder = RunFolder(ROOT, run)
     if (folder.path / "fence").is_dir():
+        try:
+            folder.hold().close()
+        except Held as error:
+            raise WorkflowError(
+                f"{error} works on this run; end it first (Ctrl-C), it stops its tasks itself"
+            ) from error
         folder.cancel_generation(folder.generation())
     client = connect(settings)
     for _ in range(30):
@@ -201,7 +217,9 @@ def check(args: argparse.Namespace, settings: ExecutorSettings) -> int:
         client.list_page(1)
         findings.append(Finding(True, "credentials", f"{settings.effective_base_url} answers, the key is accepted"))
         body = TaskFactory(settings).body({}, 1, "check")
-        findings.append(Finding(True, "settings", f"pool {body['resourcePool']}, {body['instances']}, image {body['image']}"))
+        findings.append(
+            Finding(True, "settings", f"pool {body['resourcePool']}, {body['instances']}, image {body['image']}")
+        )
         if not args.no_task:
             findings += try_task(client, settings, body, args.wait)
     except (ApiError, WorkflowError, TaskError) as error:
@@ -218,6 +236,11 @@ def version(name):
     try: return metadata.version(name)
     except metadata.PackageNotFoundError: return None
 told = {"python": sys.version.split()[0], "versions": {name: version(name) for name in %r}}
+try:
+    import snakemake_executor_plugin_siflow as plugin
+    told["plugin"] = plugin.__version__
+except ImportError:
+    told["plugin"] = None
 open(%r, "w").write(json.dumps(told))
 """
 
@@ -266,13 +289,21 @@ def judge_probe(status: str, message: str, answer: Path) -> list[Finding]:
             break
         time.sleep(0.5)
     if not answer.exists():
-        return [*findings, Finding(False, "volume", f"the task wrote nothing into {answer.parent}: is it on a mounted volume?")]
+        return [
+            *findings,
+            Finding(False, "volume", f"the task wrote nothing into {answer.parent}: is it on a mounted volume?"),
+        ]
     told = json.loads(answer.read_text())
     findings.append(Finding(True, "volume", f"{answer.parent} is the same folder inside the task"))
     for name in PACKAGES:
         here, there = metadata.version(name), told["versions"][name]
         findings.append(Finding(here == there, name, f"{here} here, {there or 'missing'} in the task"))
-    return findings
+    there = told["plugin"]
+    what = f"{__version__} here, {there or 'not installed'} in the task"
+    return [
+        *findings,
+        Finding(there in (None, __version__), "plugin", what + ("" if there else ", where it is not needed")),
+    ]
 
 
 Command = Callable[[argparse.Namespace, ExecutorSettings], int]

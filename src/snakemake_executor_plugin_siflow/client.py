@@ -37,7 +37,7 @@ class ApiError(Exception):
     ```
     ApiError
     ├── Unreachable   no connection was made: nothing was sent
-    ├── Doubtful      sent, but the answer is missing or no answer of the API (5xx, HTML, cut, time out): may be carried out
+    ├── Doubtful      sent, but the answer is missing or none of the API (5xx, HTML, cut): may be carried out
     ├── Throttled     429: not carried out, try again later
     ├── Unauthorized  401: not carried out, the signature was refused
     ├── NotFound      404
@@ -110,7 +110,7 @@ def read_task(row: Any) -> TaskInfo | None:
         status=row["status"],
         message=str(row.get("statusMsg") or ""),
         labels={str(k): str(v) for k, v in labels.items()} if isinstance(labels, dict) else {},
-        rank=int(rank) if str(rank).isdecimal() else None,
+        rank=int(str(rank)) if str(rank).isdecimal() else None,
         create_time=str(row.get("createTime") or ""),
     )
 
@@ -218,11 +218,12 @@ class SiflowClient:
         wanted = {"page": str(page), "pageSize": str(self._settings.page_size), "labels": labels, "name": name}
         query = "&".join(f"{key}={quote(value, safe='')}" for key, value in wanted.items() if value)
         answer = self._repeated("GET", f"?{query}")
-        rows = answer.get("rows")
+        # An empty list may come as null.
+        rows = answer.get("rows", ...) or []
         if not isinstance(rows, list):
             raise Doubtful("the answer to a list has no rows")
-        total = answer.get("total")
-        return Page([task for row in rows if (task := read_task(row))], total if isinstance(total, int) else None)
+        total = str(answer.get("total"))
+        return Page([task for row in rows if (task := read_task(row))], int(total) if total.isdecimal() else None)
 
     def pages(self, labels: str = "", name: str = "", most: int = 10_000) -> Iterator[Page]:
         """All pages of a list; a server may cut pages shorter than asked."""
@@ -298,7 +299,9 @@ class SiflowClient:
             self.pacer.close_for(parse_retry_after(retry_after))
         return open_envelope(status, text, retry_after)
 
-    def _send(self, method: str, path: str, data: bytes | None, headers: dict[str, str]) -> tuple[int, bytes, str | None]:
+    def _send(
+        self, method: str, path: str, data: bytes | None, headers: dict[str, str]
+    ) -> tuple[int, bytes, str | None]:
         """Send the bytes and read the answer within the time allowed; a trickle of bytes does not extend it."""
         deadline = self._wire.clock() + self._timeout
         limits = (min(5.0, self._timeout), self._timeout)
@@ -354,7 +357,11 @@ def open_envelope(status: int, text: bytes, retry_after: str | None) -> dict[str
     except ValueError:
         answer = None
     good = isinstance(answer, dict) and isinstance(answer.get("status"), bool)
-    message = f"HTTP {status}: {answer.get('msg') or 'no reason given'}" if good else f"HTTP {status}: not an answer of the API"
+    message = (
+        f"HTTP {status}: {answer.get('msg') or 'no reason given'}"
+        if good
+        else f"HTTP {status}: not an answer of the API"
+    )
     if status == 429:
         raise Throttled(message, parse_retry_after(retry_after))
     if status == 401:

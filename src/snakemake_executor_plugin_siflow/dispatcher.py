@@ -41,8 +41,11 @@ GETS_PER_LOOK = 20
 #: Refusals that may pass (busy, forbidden for now) before the job counts as failed.
 REFUSALS = 6
 STOPS_PER_CALL = 100
+#: The statuses of such refusals; the others are about the task itself.
+PASSING = (200, 403, 409)
 #: Words by which a refusal tells that there is no room now. The platform has no code for it.
-NO_ROOM_WORDS = ("quota", "insufficient", "exceed", "limit", "配额", "不足")
+QUOTA_WORDS = ("quota", "配额")
+NO_ROOM_WORDS = (*QUOTA_WORDS, "insufficient", "exceed", "limit", "不足")
 
 
 class Log(Protocol):
@@ -78,7 +81,12 @@ class Dispatcher:
     """
 
     def __init__(
-        self, client: SiflowClient, folder: RunFolder, settings: ExecutorSettings, log: Log, patience: float = 5.0,
+        self,
+        client: SiflowClient,
+        folder: RunFolder,
+        settings: ExecutorSettings,
+        log: Log,
+        patience: float = 5.0,
         clocks: Clocks | None = None,
     ) -> None:
         self._client = client
@@ -116,9 +124,8 @@ class Dispatcher:
 
     def verdict(self, work: Work) -> Verdict | None:
         """What became of a piece of work; from then on it is forgotten."""
-        if work.verdict is not None:
-            if self._works.get(work.key) is work:
-                del self._works[work.key]
+        if work.verdict is not None and self._works.get(work.key) is work:
+            del self._works[work.key]
         return work.verdict
 
     @property
@@ -182,9 +189,15 @@ class Dispatcher:
         """Make an attempt of an earlier controller known again, with what its spec tells."""
         spec = self._folder.read_json("tasks", f"{key}-a{number}") or {}
         attempt = Attempt(
-            key=key, number=number, rule=spec.get("rule", rule), log=spec.get("log", ""),
+            key=key,
+            number=number,
+            rule=spec.get("rule", rule),
+            log=spec.get("log", ""),
             name=task_name(self._settings.name_prefix, self._folder.run, key, number),
-            outputs=frozenset(spec.get("outputs", ())), members=spec.get("members", {}), posted_at=posted_at, inherited=True,
+            outputs=frozenset(spec.get("outputs", ())),
+            members=spec.get("members", {}),
+            posted_at=posted_at,
+            inherited=True,
             cancelled=int(spec.get("generation", 0)) < self._generation,
         )
         attempt.name = spec.get("name", attempt.name)
@@ -293,9 +306,14 @@ class Dispatcher:
         missing = [a for a in self.live_attempts() if a.label not in shown and not (a.settled and not a.stop_reason)]
         for attempt in [a for a in missing if a.uuid is None]:
             self._settle_doubt(attempt, now)
-        due = [a for a in missing if a.uuid and (now > a.posted_at + self._settings.list_grace or a.label in self._reports_seen)]
+        due = [
+            a
+            for a in missing
+            if a.uuid and (now > a.posted_at + self._settings.list_grace or a.label in self._reports_seen)
+        ]
         due.sort(key=lambda attempt: attempt.last_get)
-        return any([self._get(attempt, now) for attempt in due[:GETS_PER_LOOK]])
+        news = [self._get(attempt, now) for attempt in due[:GETS_PER_LOOK]]
+        return any(news)
 
     def _get(self, attempt: Attempt, now: float) -> bool:
         """Ask for one task; returns whether it has news."""
@@ -350,8 +368,11 @@ class Dispatcher:
             if attempt.settled and attempt.uuid and not attempt.stop_reason:
                 attempt.stop_reason = "replaced by a newer attempt"
         unwanted = [
-            attempt for attempt in self.live_attempts()
-            if attempt.uuid and attempt.stop_reason and attempt.status != "Stopping"
+            attempt
+            for attempt in self.live_attempts()
+            if attempt.uuid
+            and attempt.stop_reason
+            and attempt.status != "Stopping"
             and (attempt.stop_asked_at is None or now > attempt.stop_asked_at + 10)
         ]
         if unwanted and self._try_stop([attempt.uuid for attempt in unwanted if attempt.uuid]):
@@ -366,7 +387,8 @@ class Dispatcher:
             try:
                 self._client.stop(some)
             except Rejected:
-                good &= all([self._try_stop_one(uuid) for uuid in some])
+                stopped = [self._try_stop_one(uuid) for uuid in some]
+                good &= all(stopped)
             except ApiError as error:
                 self._complain(f"stop: {error}")
                 good = False
@@ -407,7 +429,8 @@ class Dispatcher:
     def _place_one(self, work: Work, touching: list[Attempt]) -> None:
         """Take over the attempt that does this work; stop all others that write the same files."""
         fit = [
-            attempt for attempt in touching
+            attempt
+            for attempt in touching
             if attempt.outputs >= work.outputs and not attempt.cancelled and same_members(work.members, attempt.members)
         ]
         chosen = next((a for a in reversed(fit) if a.ended_at is None or self._proof(a) is Proof.DONE), None)
@@ -442,7 +465,9 @@ class Dispatcher:
             self._note(attempt, "intent", sync=False, t=self._time.wall())
         self._flush()
         todo = deque(batch)
-        threads = [threading.Thread(target=self._post_all, args=(todo,), daemon=True) for _ in range(min(THREADS, len(batch)))]
+        threads = [
+            threading.Thread(target=self._post_all, args=(todo,), daemon=True) for _ in range(min(THREADS, len(batch)))
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -459,10 +484,24 @@ class Dispatcher:
         label = f"{work.key}-a{number}"
         log = str(self._folder.log_path(work.rule, label))
         attempt = Attempt(
-            key=work.key, number=number, rule=work.rule, name=name, log=log, outputs=work.outputs, members=work.members,
-            posted_at=self._time.clock(), owner=work,
+            key=work.key,
+            number=number,
+            rule=work.rule,
+            name=name,
+            log=log,
+            outputs=work.outputs,
+            members=work.members,
+            posted_at=self._time.clock(),
+            owner=work,
         )
-        spec = {**work.spec, "generation": self._generation, "attempt": number, "name": name, "log": log, "members": work.members}
+        spec = {
+            **work.spec,
+            "generation": self._generation,
+            "attempt": number,
+            "name": name,
+            "log": log,
+            "members": work.members,
+        }
         wrapper.write_whole(self._folder.spec_path(label), json.dumps(spec))
         self._folder.raise_fence(work.key, number)
         self._attempts[label] = attempt
@@ -487,7 +526,12 @@ class Dispatcher:
             self._settle(attempt, "not sent", sync=False)
             return
         body = {**work.body, "namePrefix": attempt.name, "cmd": self._command(work, attempt)}
-        body["labels"] = {"run": self._folder.run, "key": attempt.key, "attempt": str(attempt.number), "rule": attempt.rule}
+        body["labels"] = {
+            "run": self._folder.run,
+            "key": attempt.key,
+            "attempt": str(attempt.number),
+            "rule": attempt.rule,
+        }
         try:
             attempt.uuid = self._client.create(body)
         except Doubtful as error:
@@ -508,7 +552,8 @@ class Dispatcher:
         quote = shlex.quote
         spec = self._folder.spec_path(attempt.label)
         python = quote(str(work.spec["python"]))
-        return f"cd {quote(work.spec['workdir'])} && exec {python} {quote(str(self._folder.path / 'wrapper.py'))} {quote(str(spec))}\n"
+        script = quote(str(self._folder.path / "wrapper.py"))
+        return f"cd {quote(work.spec['workdir'])} && exec {python} {script} {quote(str(spec))}\n"
 
     def _refused(self, work: Work, attempt: Attempt, reason: str, wait: float) -> None:
         """The platform has certainly not accepted it: try again later."""
@@ -522,8 +567,9 @@ class Dispatcher:
         """The platform says no: for good, or for now."""
         text = str(error)
         status = error.status if isinstance(error, Rejected) else 404
-        no_room = any(word in text.lower() for word in NO_ROOM_WORDS)
-        for_now = status in (200, 403, 409) and (no_room or work.refusals < REFUSALS)
+        words = NO_ROOM_WORDS if status in PASSING else QUOTA_WORDS
+        no_room = any(word in text.lower() for word in words)
+        for_now = no_room or (status in PASSING and work.refusals < REFUSALS)
         if for_now:
             self._refused(work, attempt, text, self._backoff(5.0 if no_room else 2.0, min(work.refusals, 4)))
             return
@@ -570,7 +616,8 @@ class Dispatcher:
             work.verdict = Verdict(False, f"the job failed in task {attempt.name} ({attempt.uuid})", attempt.log)
         elif self._stopped_by_somebody(attempt):
             self._settle(attempt, "stopped", sync=False)
-            text = f"task {attempt.name} ({attempt.uuid}) was stopped by somebody else: {attempt.message or 'no reason given'}"
+            reason = attempt.message or "no reason given"
+            text = f"task {attempt.name} ({attempt.uuid}) was stopped by somebody else: {reason}"
             work.verdict = Verdict(False, text, attempt.log)
         else:
             self._platform_fault(work, attempt, proof)
@@ -578,18 +625,25 @@ class Dispatcher:
     @staticmethod
     def _stopped_by_somebody(attempt: Attempt) -> bool:
         """Whether a person, not we and not the platform, has stopped a task."""
-        return attempt.status == states.STOPPED and not attempt.stop_reason and not states.was_preempted(attempt.message)
+        return (
+            attempt.status == states.STOPPED and not attempt.stop_reason and not states.was_preempted(attempt.message)
+        )
 
     def _platform_fault(self, work: Work, attempt: Attempt, proof: Proof) -> None:
         """Submit again after a fault of the platform; the job's attempts are not touched."""
         work.infra_faults += 1
         what = {
-            Proof.LATE: "its outputs did not become visible", Proof.NO_PROOF: "it ended well but its outputs are missing or old",
-        }.get(proof, "it left no report")
-        text = f"task {attempt.name} ({attempt.uuid}) ended as {attempt.status}, {what}: {attempt.stop_reason or attempt.message}"
+            Proof.LATE: "its outputs did not become visible",
+            Proof.NO_PROOF: "it ended well but its outputs are missing or old",
+            Proof.TERMINATED: "it was told to end",
+        }.get(proof, "without a result")
+        reason = attempt.stop_reason or attempt.message
+        text = f"task {attempt.name} ({attempt.uuid}) ended as {attempt.status}, {what}: {reason}"
         self._settle(attempt, "platform fault", sync=False)
         if work.infra_faults > self._settings.infra_retries:
-            work.verdict = Verdict(False, f"{text}; given up after {work.infra_faults} faults of the platform", attempt.log)
+            work.verdict = Verdict(
+                False, f"{text}; given up after {work.infra_faults} faults of the platform", attempt.log
+            )
             return
         wait = self._backoff(self._settings.infra_backoff, work.infra_faults - 1)
         self._log.info(f"siflow: {text}; submitting it again in {wait:.0f} s, which costs the job no attempt")
@@ -639,13 +693,16 @@ class Dispatcher:
         mine = [work.attempt for work in self._open() if work.attempt is not None]
         counts = Counter(attempt.status or "Submitted" for attempt in mine)
         held = [work for work in self._open() if work.attempt is None]
-        parts = [f"{number} {word}" for word, number in sorted(counts.items())] + ([f"{len(held)} not yet submitted"] if held else [])
+        parts = [f"{number} {word}" for word, number in sorted(counts.items())] + (
+            [f"{len(held)} not yet submitted"] if held else []
+        )
         line = f"siflow run {self._folder.run}: {', '.join(parts)}"
         waiting = [attempt for attempt in mine if attempt.status in states.WAITING]
         if waiting:
             oldest = min(waiting, key=lambda attempt: attempt.status_since)
             rank = "" if oldest.rank is None else f", place {oldest.rank} in the queue"
-            line += f"; longest pending {now - oldest.status_since:.0f} s: {oldest.name}{rank}"
+            why = f" ({oldest.message})" if oldest.message else ""
+            line += f"; longest pending {now - oldest.status_since:.0f} s: {oldest.name}{rank}{why}"
         reasons = {work.waits_for for work in held if work.waits_for}
         return line + "".join(f"; waiting: {reason}" for reason in sorted(reasons)[:1])
 
@@ -703,7 +760,9 @@ class Dispatcher:
 
     def unclaimed(self) -> list[Attempt]:
         """Live tasks of this run that no job of this controller has asked for."""
-        return [attempt for attempt in self.live_attempts() if attempt.owner is None or attempt.owner.verdict is not None]
+        return [
+            attempt for attempt in self.live_attempts() if attempt.owner is None or attempt.owner.verdict is not None
+        ]
 
     def close(self) -> None:
         """Close the ledger; end the run if nothing of it is left."""

@@ -5,8 +5,8 @@ What of Snakemake's executor interface we must work around (each is pinned by a 
 - an exception that leaves `check_active_jobs` or `run_job` ends the run and orphans every task: none leaves them;
 - `cancel_jobs` gets an empty list when Ctrl-C falls into a check: we stop what is in our own table;
 - `--wait-for-files` lets the inner Snakemake end with 0 without having run the job: it is left out, wrapper.py waits;
-- SIGTERM means "finish what is running" to the scheduler, and its handler replaces any that is set before the first job:
-  ours is set in the first `run_job`.
+- SIGTERM means "finish what is running" to the scheduler, and its handler replaces any that is set before the first
+  job: ours is set in the first `run_job`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_interface_common.exceptions import WorkflowError
-from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
-from snakemake_interface_executor_plugins.executors.real import RealExecutor
-from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
-from snakemake_interface_executor_plugins.settings import CommonSettings, SharedFSUsage
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo  # type: ignore[import-untyped]
+from snakemake_interface_executor_plugins.executors.real import RealExecutor  # type: ignore[import-untyped]
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor  # type: ignore[import-untyped]
+from snakemake_interface_executor_plugins.settings import CommonSettings, SharedFSUsage  # type: ignore[import-untyped]
 
 from . import wrapper
 from .client import ApiError, SiflowClient, Unauthorized
@@ -38,7 +38,7 @@ from .dispatcher import Dispatcher
 from .folder import Held, RunFolder
 from .locks import remove_dead_locks, snakemake_lock
 from .redact import Redactor
-from .settings import Environment, ExecutorSettings, find_keys
+from .settings import KEY_ID, KEY_SECRET, Environment, ExecutorSettings, find_keys
 from .task import TaskError, TaskFactory, job_key, label_value
 from .work import Attempt, Verdict, Work, input_stamp
 
@@ -63,7 +63,7 @@ TAIL_LINES = 40
 TAIL_BYTES = 64 * 1024
 
 
-class Executor(RemoteExecutor):
+class Executor(RemoteExecutor):  # type: ignore[misc]  # untyped upstream
     """Runs jobs as tasks of SiFlow."""
 
     # -- start -------------------------------------------------------------------------------------------------------
@@ -118,7 +118,9 @@ class Executor(RemoteExecutor):
         self._collect_secrets()
         self._redact = Redactor([*self._secrets.values(), self._keys.secret, *(e["envValue"] for e in self._body_env)])
         patience = max(1.0, float(self.workflow.execution_settings.latency_wait))
-        self._dispatcher = Dispatcher(self._client, self._folder, self._settings, RedactingLog(self.logger, self), patience)
+        self._dispatcher = Dispatcher(
+            self._client, self._folder, self._settings, RedactingLog(self.logger, self), patience
+        )
         atexit.register(self._at_exit)
         self.logger.info(f"SiFlow run {self._folder.run}: {self._settings.effective_base_url}, {self._settings.region}")
         self._warn_about_volumes()
@@ -145,8 +147,8 @@ class Executor(RemoteExecutor):
             else:
                 return
         raise WorkflowError(
-            f"SiFlow refuses the access key {self._keys.key_id[:4]}…: check SIFLOW_ACCESS_KEY_ID and SIFLOW_ACCESS_KEY_SECRET, "
-            f"and region {self._settings.region}, cluster {self._settings.effective_cluster}, {self._settings.effective_base_url}."
+            f"SiFlow refuses the access key {self._keys.key_id[:4]}…: check {KEY_ID} and {KEY_SECRET}, and region "
+            f"{self._settings.region}, cluster {self._settings.effective_cluster}, {self._settings.effective_base_url}."
         )
 
     def _warn_about_volumes(self) -> None:
@@ -154,7 +156,9 @@ class Executor(RemoteExecutor):
         mounts = [volume.mount for volume in self._settings.parsed_volumes]
         here = Path.cwd()
         if mounts and not any(here.is_relative_to(mount) for mount in mounts):
-            self.logger.info(f"SiFlow: {here} is below none of the mounts {', '.join(mounts)}; the tasks must see it all the same.")
+            self.logger.info(
+                f"SiFlow: {here} is below none of the mounts {', '.join(mounts)}; the tasks must see it all the same."
+            )
 
     # -- secrets -----------------------------------------------------------------------------------------------------
 
@@ -169,7 +173,9 @@ class Executor(RemoteExecutor):
         values = self._named_values(list(self._settings.env_in_body or []))
         self._body_env = [{"envKey": name, "envValue": value, "hide": True} for name, value in values.items()]
         if values:
-            self.logger.warning(f"SiFlow: the platform is told the values of {', '.join(values)} (--siflow-env-in-body).")
+            self.logger.warning(
+                f"SiFlow: the platform is told the values of {', '.join(values)} (--siflow-env-in-body)."
+            )
 
     def _named_values(self, names: Iterable[str]) -> dict[str, str]:
         """The values of named variables; a missing one is an error unless its name ends in `?`."""
@@ -179,20 +185,26 @@ class Executor(RemoteExecutor):
             if value is not None:
                 values[name.rstrip("?")] = value
             elif not name.endswith("?"):
-                raise WorkflowError(f"SiFlow: variable {name} is not set (--siflow-secret-env); set it, or write {name}?.")
+                raise WorkflowError(
+                    f"SiFlow: variable {name} is not set (--siflow-secret-env); set it, or write {name}?."
+                )
         return values
 
     def _refresh_secrets(self) -> None:
         """Take a changed env file over: new keys, new secrets for the tasks."""
         if self._environment.refresh():
             self._collect_secrets()
-            self._redact = Redactor([*self._secrets.values(), self._keys.secret, *(e["envValue"] for e in self._body_env)])
+            self._redact = Redactor(
+                [*self._secrets.values(), self._keys.secret, *(e["envValue"] for e in self._body_env)]
+            )
 
     def _plain_env(self) -> dict[str, str]:
         """Variables for the tasks that are no secrets."""
         env = {}
         if not self._settings.python and os.environ.get("PYTHONPATH"):
-            env["PYTHONPATH"] = os.pathsep.join(str(Path(part).absolute()) for part in os.environ["PYTHONPATH"].split(os.pathsep) if part)
+            env["PYTHONPATH"] = os.pathsep.join(
+                str(Path(part).absolute()) for part in os.environ["PYTHONPATH"].split(os.pathsep) if part
+            )
         for text in self._settings.env or []:
             name, given, value = text.partition("=")
             env[name] = value if given else os.environ.get(name, "")
@@ -228,11 +240,18 @@ class Executor(RemoteExecutor):
         work = Work(key=key, rule=rule, body=body, spec={}, members={})
         work.members = {self._member_name(member): self._member(member, job) for member in members}
         work.spec = {
-            "folder": str(self._folder.path), "key": key, "rule": rule, "workdir": str(Path.cwd()),
-            "python": self.get_python_executable(), "command": self._inner_command(job), "outputs": outputs,
+            "folder": str(self._folder.path),
+            "key": key,
+            "rule": rule,
+            "workdir": str(Path.cwd()),
+            "python": self.get_python_executable(),
+            "command": self._inner_command(job),
+            "outputs": outputs,
             "inputs": sorted({absolute(file) for file in job.get_wait_for_files()}),
             "updated": sorted({absolute(f) for m in members for f in m.output if flagged(f, "update")}),
-            "env": self._plain_env(), "secrets": sorted(self._secrets), "lease": self._settings.lease,
+            "env": self._plain_env(),
+            "secrets": sorted(self._secrets),
+            "lease": self._settings.lease,
             "input_wait": self._settings.input_wait,
         }
         if job.attempt > 1:
@@ -259,7 +278,14 @@ class Executor(RemoteExecutor):
         """What Snakemake itself would rerun a job for: code, parameters, names of inputs, configuration."""
         script = member.rule.script or member.rule.notebook or member.rule.wrapper or ""
         params = self.workflow.persistence._params(member)
-        parts = [member.rule.name, member.shellcmd, script, params, sorted(map(str, member.input)), sorted(map(str, member.output))]
+        parts = [
+            member.rule.name,
+            member.shellcmd,
+            script,
+            params,
+            sorted(map(str, member.input)),
+            sorted(map(str, member.output)),
+        ]
         return hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def get_job_args(self, job: Any, **kwargs: Any) -> str:
@@ -267,7 +293,7 @@ class Executor(RemoteExecutor):
         return str(RealExecutor.get_job_args(self, job, **kwargs))
 
     def get_python_executable(self) -> str:
-        """The interpreter in the task: the one that runs now, as it lies on the shared volume, or the one that is set."""
+        """The interpreter in the task: the one that runs now, which lies on the shared volume, or the one set."""
         return self._settings.python or sys.executable
 
     # -- checks ------------------------------------------------------------------------------------------------------
@@ -308,7 +334,9 @@ class Executor(RemoteExecutor):
         if tail and not shown:
             # Snakemake shows the logs only if it was told to, and none after one that is missing.
             self.logger.error(f"Last lines of {verdict.log}:\n{tail.read_text(encoding='utf-8')}")
-        self.report_job_error(info, msg=f"SiFlow: {self._redact(verdict.message)}. ", aux_logs=[str(tail)] if tail else [])
+        self.report_job_error(
+            info, msg=f"SiFlow: {self._redact(verdict.message)}. ", aux_logs=[str(tail)] if tail else []
+        )
 
     def _write_tail(self, log: str) -> Path | None:
         """Write the last lines of a log, without secrets, beside it; None where there is nothing to show."""
@@ -375,7 +403,10 @@ class Executor(RemoteExecutor):
         """Ignore Ctrl-C and SIGTERM while tasks are being stopped; returns the handlers that were set."""
         if threading.current_thread() is not threading.main_thread():
             return {}
-        return {number: signal.signal(number, signal.SIG_IGN) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+        return {
+            number: signal.signal(number, signal.SIG_IGN) or signal.SIG_DFL
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
 
     def _detach(self) -> None:
         """Leave the tasks running."""
@@ -452,7 +483,10 @@ class RedactingLog:
 
 def name_them(attempts: list[Attempt]) -> str:
     """Some tasks by name and uuid."""
-    names = [f"{attempt.name} ({attempt.uuid or 'uuid not known'}, {attempt.status or 'state not known'})" for attempt in attempts]
+    names = [
+        f"{attempt.name} ({attempt.uuid or 'uuid not known'}, {attempt.status or 'state not known'})"
+        for attempt in attempts
+    ]
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
@@ -463,14 +497,24 @@ def refuse_what_cannot_work(workflow: Any) -> None:
         WorkflowError: Which option, and why.
     """
     if workflow.execution_settings.keep_incomplete:
-        raise WorkflowError("SiFlow: --keep-incomplete makes Snakemake take a half-written output for a whole one; leave it out.")
+        raise WorkflowError(
+            "SiFlow: --keep-incomplete makes Snakemake take a half-written output for a whole one; leave it out."
+        )
     if workflow.remote_execution_settings.immediate_submit:
-        raise WorkflowError("SiFlow: --immediate-submit is not possible: the platform knows no dependencies between tasks.")
+        raise WorkflowError(
+            "SiFlow: --immediate-submit is not possible: the platform knows no dependencies between tasks."
+        )
     usage = workflow.storage_settings.shared_fs_usage
-    needed = {SharedFSUsage.INPUT_OUTPUT: "input-output", SharedFSUsage.PERSISTENCE: "persistence", SharedFSUsage.SOURCES: "sources"}
+    needed = {
+        SharedFSUsage.INPUT_OUTPUT: "input-output",
+        SharedFSUsage.PERSISTENCE: "persistence",
+        SharedFSUsage.SOURCES: "sources",
+    }
     missing = [name for item, name in needed.items() if item not in usage]
     if missing:
-        raise WorkflowError(f"SiFlow: the tasks work on a shared volume; --shared-fs-usage must have {', '.join(missing)}.")
+        raise WorkflowError(
+            f"SiFlow: the tasks work on a shared volume; --shared-fs-usage must have {', '.join(missing)}."
+        )
 
 
 def absolute(file: Any) -> str:

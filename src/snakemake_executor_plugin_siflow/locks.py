@@ -1,11 +1,11 @@
 """Snakemake's folder lock, held so that a dead holder can be told from a live one.
 
 Snakemake locks a working directory by files without a word on who made them, so after a kill a person must unlock it.
-Here the plugin's own lock (`RunFolder.hold`, dropped by the kernel when its process dies, however) proves the death, and
-a record says which of the lock files the dead one has made: exactly these are removed.
+Here the plugin's own lock (`RunFolder.hold`, dropped by the kernel when its process dies, however) proves the death,
+and a record says which of the lock files the dead one has made: exactly these are removed.
 
-With `nolock: true`, as our profile has it, the plugin takes Snakemake's lock itself, after it has its own: then there is
-no moment at which a kill leaves a lock behind that nobody can explain.
+With `nolock: true`, as our profile has it, the plugin takes Snakemake's lock itself, after it has its own: then there
+is no moment at which a kill leaves a lock behind that nobody can explain.
 """
 
 from __future__ import annotations
@@ -69,7 +69,11 @@ def snakemake_lock(persistence: Any, taken: bool) -> Iterator[None]:
     """
     folder = Path(persistence.path)
     record = folder / "siflow" / RECORD
-    told: dict[str, Any] = {"host": os.uname().nodename, "pid": os.getpid(), "files": sorted(lock_files(folder) if taken else ())}
+    told: dict[str, Any] = {
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "files": sorted(lock_files(folder) if taken else ()),
+    }
     if taken:
         write_whole(record, json.dumps(told))
         yield

@@ -2,15 +2,17 @@
 
 No `from __future__ import annotations` here: Snakemake reads the types of the fields, not their names.
 """
+# ruff: noqa: UP006, UP045 - Snakemake's argument parser knows `Optional[List[str]]`, not `list[str] | None`
+# ruff: noqa: RUF009 - `one` and `several` return what `dataclasses.field` returns
 
 import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, List, NamedTuple, Optional  # noqa: UP035 - Snakemake knows `List` and `Optional`, not `X | None`
+from typing import Any, List, NamedTuple, Optional  # noqa: UP035 - as above
 
 from snakemake_interface_common.exceptions import WorkflowError
-from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
+from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase  # type: ignore[import-untyped]
 
 from .locks import remove_locks_after_death
 
@@ -86,8 +88,8 @@ def several(text: str) -> Any:
 
 
 @dataclass
-class ExecutorSettings(ExecutorSettingsBase):
-    """Settings of the SiFlow executor; a field without a value is taken from the task template, then from the default."""
+class ExecutorSettings(ExecutorSettingsBase):  # type: ignore[misc]  # untyped upstream
+    """Settings of the SiFlow executor; a field without a value comes from the task template, else it has a default."""
 
     region: str = one("Region of the platform.", "cn-beijing")
     cluster: Optional[str] = one("Cluster in the region. Default: the region's first.")
@@ -119,14 +121,15 @@ class ExecutorSettings(ExecutorSettingsBase):
         "What one unit of an instance has, as NAME:cpus=N,mem_mb=N; with it, a job's threads and mem_mb become "
         "the units per pod."
     )
-    volumes: Optional[List[str]] = several("Shared volumes as ID_OR_NAME:/MOUNT/DIR; one must hold the working directory.")
+    volumes: Optional[List[str]] = several("Shared volumes as ID_OR_NAME:/MOUNT/DIR; one holds the working directory.")
     fault_tolerance: Optional[int] = one("How often the platform itself restarts a failed task. Default: 0.")
     task_template: Optional[Path] = one(
-        "YAML file with fields of the task's body (camelCase, as the API has them), used where settings and rules say nothing."
+        "YAML file with fields of the task's body (camelCase, as the API has them), "
+        "used where settings and rules say nothing."
     )
     python: Optional[str] = one("Python interpreter in the task. Default: the one that runs Snakemake.")
     env: Optional[List[str]] = several(
-        "Variables for the tasks that are no secrets: NAME (its value here) or NAME=VALUE. PYTHONPATH goes along by itself."
+        "Variables for the tasks that are no secrets: NAME (its value here) or NAME=VALUE. PYTHONPATH goes along."
     )
     secret_env: Optional[List[str]] = several(
         "Names of variables with secrets that the tasks need. They travel as files of mode 0600 on the shared volume; "
@@ -137,7 +140,8 @@ class ExecutorSettings(ExecutorSettingsBase):
     )
     on_exit: str = one(
         "What Ctrl-C or SIGTERM does with live tasks: stop them, or detach (the same command later takes them over).",
-        "stop", choices=("stop", "detach"),
+        "stop",
+        choices=("stop", "detach"),
     )
     page_size: int = one("Tasks per page of a list.", 100)
     max_calls_per_second: float = one("Calls to the API per second, all kinds together.", 20.0)
@@ -146,10 +150,16 @@ class ExecutorSettings(ExecutorSettingsBase):
     poll_seconds_max: float = one("Seconds between two looks while nothing changes.", 30.0)
     list_grace: float = one("Seconds for which a new task may be missing from the list.", 60.0)
     lost_after: float = one("Seconds of 'not found' after which a task counts as lost.", 60.0)
-    unknown_after: float = one("Seconds in an unclear state after which a task is stopped and submitted again; 0: never.", 3600.0)
-    infra_retries: int = one("How often a job is submitted again after a fault of the platform, without costing an attempt.", 10)
+    unknown_after: float = one(
+        "Seconds in an unclear state after which a task is stopped and submitted again; 0: never.", 3600.0
+    )
+    infra_retries: int = one(
+        "How often a job is submitted again after a fault of the platform, without costing an attempt.", 10
+    )
     infra_backoff: float = one("Seconds before the first such submission; they double, up to 5 minutes.", 10.0)
-    retry_delay: float = one("Seconds before a job that failed by itself is submitted again (Snakemake's --retries).", 10.0)
+    retry_delay: float = one(
+        "Seconds before a job that failed by itself is submitted again (Snakemake's --retries).", 10.0
+    )
     input_wait: float = one("Seconds that a task waits for inputs that the volume shows late.", 120.0)
     lease: float = one("Seconds without a sign of life after which another process may take a task's work over.", 15.0)
     status_line_seconds: float = one("Seconds between two lines with the state of all tasks.", 60.0)
@@ -211,7 +221,9 @@ def check_base_url(given: ExecutorSettings) -> list[str]:
 def check_name_prefix(given: ExecutorSettings) -> list[str]:
     """A prefix that leaves room for run, key and attempt in a name."""
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,18}[a-z0-9])?", given.name_prefix):
-        return [f"--siflow-name-prefix {given.name_prefix!r}: a-z, 0-9 and dashes, a letter first, at most 20 characters"]
+        return [
+            f"--siflow-name-prefix {given.name_prefix!r}: a-z, 0-9 and dashes, a letter first, at most 20 characters"
+        ]
     return []
 
 
@@ -226,9 +238,22 @@ def check_choices(given: ExecutorSettings) -> list[str]:
 
 #: Field -> the least value that it may have.
 LEAST = {
-    "workers": 0, "count_per_pod": 1, "fault_tolerance": 0, "page_size": 1, "max_calls_per_second": 0.1,
-    "request_timeout": 0.5, "poll_seconds": 0.1, "poll_seconds_max": 0.1, "list_grace": 0, "lost_after": 0,
-    "unknown_after": 0, "infra_retries": 0, "infra_backoff": 0, "retry_delay": 0, "input_wait": 0, "lease": 2,
+    "workers": 0,
+    "count_per_pod": 1,
+    "fault_tolerance": 0,
+    "page_size": 1,
+    "max_calls_per_second": 0.1,
+    "request_timeout": 0.5,
+    "poll_seconds": 0.1,
+    "poll_seconds_max": 0.1,
+    "list_grace": 0,
+    "lost_after": 0,
+    "unknown_after": 0,
+    "infra_retries": 0,
+    "infra_backoff": 0,
+    "retry_delay": 0,
+    "input_wait": 0,
+    "lease": 2,
     "status_line_seconds": 1,
 }
 
@@ -256,15 +281,18 @@ def check_lists(given: ExecutorSettings) -> list[str]:
 
 def check_env_names(given: ExecutorSettings) -> list[str]:
     """Names of variables, and no secret given where a name is meant."""
-    problems = []
-    for name in ("secret_env", "env_in_body"):
-        for text in getattr(given, name) or []:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*\??", text):
-                problems.append(f"{flag(name)}: give the name of a variable, never its value")
-    for text in given.env or []:
-        if not re.fullmatch(r"(?s)[A-Za-z_][A-Za-z0-9_]*(=.*)?", text):
-            problems.append(f"{flag('env')} {text!r}: must be NAME or NAME=VALUE")
-    return problems
+    secret = [
+        f"{flag(name)}: give the name of a variable, never its value"
+        for name in ("secret_env", "env_in_body")
+        for text in getattr(given, name) or []
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*\??", text)
+    ]
+    plain = [
+        f"{flag('env')} {text!r}: must be NAME or NAME=VALUE"
+        for text in given.env or []
+        if not re.fullmatch(r"(?s)[A-Za-z_][A-Za-z0-9_]*(=.*)?", text)
+    ]
+    return secret + plain
 
 
 def check_files(given: ExecutorSettings) -> list[str]:
@@ -274,7 +302,14 @@ def check_files(given: ExecutorSettings) -> list[str]:
 
 
 CHECKS = (
-    check_region, check_base_url, check_name_prefix, check_choices, check_numbers, check_lists, check_env_names, check_files,
+    check_region,
+    check_base_url,
+    check_name_prefix,
+    check_choices,
+    check_numbers,
+    check_lists,
+    check_env_names,
+    check_files,
 )
 
 
@@ -336,6 +371,12 @@ def find_keys(environment: Environment, env_file: Optional[Path]) -> Keys:
     values = {name: environment.get(name) for name in (KEY_ID, KEY_SECRET)}
     missing = [name for name, value in values.items() if not value]
     if missing:
-        place = f"in {env_file} or the environment" if env_file else "in the environment, or name a file by --siflow-env-file"
-        raise WorkflowError(f"SiFlow: {' and '.join(missing)} not set; set {'it' if len(missing) == 1 else 'them'} {place}.")
+        place = (
+            f"in {env_file} or the environment"
+            if env_file
+            else "in the environment, or name a file by --siflow-env-file"
+        )
+        raise WorkflowError(
+            f"SiFlow: {' and '.join(missing)} not set; set {'it' if len(missing) == 1 else 'them'} {place}."
+        )
     return Keys(str(values[KEY_ID]).strip(), str(values[KEY_SECRET]).strip())

@@ -37,9 +37,25 @@ FROM_SETTINGS = {
 }
 #: What a template may set, with the type that it must have.
 TEMPLATE = {
-    "type": str, "image": str, "imageVersion": str, "imageUrl": str, "imageType": str, "workers": int, "resourcePool": str,
-    "priority": str, "guarantee": bool, "instances": list, "volumes": list, "datasets": list, "models": list,
-    "taskEnv": list, "enhancements": dict, "product": str, "module": str, "oss": str, "timezone": str,
+    "type": str,
+    "image": str,
+    "imageVersion": str,
+    "imageUrl": str,
+    "imageType": str,
+    "workers": int,
+    "resourcePool": str,
+    "priority": str,
+    "guarantee": bool,
+    "instances": list,
+    "volumes": list,
+    "datasets": list,
+    "models": list,
+    "taskEnv": list,
+    "enhancements": dict,
+    "product": str,
+    "module": str,
+    "oss": str,
+    "timezone": str,
 }
 REQUIRED = {
     "image": "--siflow-image, resources: siflow_image",

@@ -1,6 +1,6 @@
 """What a task runs: it starts the inner Snakemake, guards it and proves its work. Standard library only.
 
-The controller copies this file onto the shared volume, and a task's `cmd` is `cd WORKDIR && exec PYTHON wrapper.py SPEC`.
+The controller copies this file onto the shared volume; a task's `cmd` is `cd WORKDIR && exec PYTHON wrapper.py SPEC`.
 So the task needs nothing of the plugin, and everything that it is told stands in the spec, not in the platform's body.
 
 Exit status 0 means that the inner Snakemake ended well *and* every output is new and there. Snakemake's own exit
@@ -42,7 +42,7 @@ class Terminated(Exception):
 
 
 def stat_of(path: str) -> list[int] | None:
-    """Size, times and inode of a path, or None where there is nothing; a folder's are those of Snakemake's mark in it."""
+    """Size, times and inode of a path, or None where nothing is; a folder's are those of Snakemake's mark in it."""
     mark = os.path.join(path, ".snakemake_timestamp")  # noqa: PTH118 - a plain string is what the report holds
     try:
         info = os.stat(mark if os.path.isdir(path) and os.path.exists(mark) else path)  # noqa: PTH110, PTH112, PTH116
@@ -111,7 +111,7 @@ def reap() -> None:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of its orphaned descendants, so that none can hide (Linux: PR_SET_CHILD_SUBREAPER)."""
+    """Make this process the parent of its orphaned descendants, so that none can hide (PR_SET_CHILD_SUBREAPER)."""
     try:
         import ctypes
 
@@ -228,8 +228,12 @@ def stale_outputs(spec: dict[str, Any], before: dict[str, list[int] | None]) -> 
 def run_inner(spec: dict[str, Any], guard: Guard, log: Any) -> int:
     """Run the inner Snakemake to its end and return its exit status."""
     child = subprocess.Popen(
-        ["/bin/sh", "-c", spec["command"]], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-        cwd=spec["workdir"], env=environment(spec),
+        ["/bin/sh", "-c", spec["command"]],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd=spec["workdir"],
+        env=environment(spec),
     )
     while (status := child.poll()) is None:
         guard.beat()

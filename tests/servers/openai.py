@@ -240,7 +240,7 @@ class Connection(asyncio.Protocol):
         elif path == "/arrivals":
             self.reply(200, orjson.dumps(list(teacher.arrivals)))
         elif path == "/control":
-            changes = orjson.loads(body)
+            changes = json.loads(body)
             if changes.pop("reset", False):
                 teacher.settings.update(changes)
                 teacher.reset()
@@ -356,7 +356,11 @@ class Connection(asyncio.Protocol):
         return document
 
     def answer(self, body: Any, row: str, number: int) -> None:
-        self.reply(200, orjson.dumps(self.document(body, row, number)))
+        document = self.document(body, row, number)
+        try:
+            self.reply(200, orjson.dumps(document))
+        except TypeError:
+            self.reply(200, json.dumps(document).encode())  # a lone surrogate, as its escape
         self.count_answer(row)
 
     def count_answer(self, row: str) -> None:

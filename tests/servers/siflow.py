@@ -48,8 +48,10 @@ ENDED = frozenset({"Succeeded", "Failed", "Error", "Stopped"})
 PRIORITIES = ("high", "medium", "low")
 
 NOT_QUEUED = {
-    "rankInPool": 0, "aheadInPool": dict.fromkeys(PRIORITIES, 0),
-    "rankInUser": 0, "aheadInUser": dict.fromkeys(PRIORITIES, 0),
+    "rankInPool": 0,
+    "aheadInPool": dict.fromkeys(PRIORITIES, 0),
+    "rankInUser": 0,
+    "aheadInUser": dict.fromkeys(PRIORITIES, 0),
 }
 
 #: Fault -> (default, what it does). A share is the probability per call or per task, drawn from the seed.
@@ -272,10 +274,15 @@ class Machine:
         folder.mkdir(exist_ok=True)
         (folder / "cmd.sh").write_text(task.body["cmd"])
         (folder / "exit").unlink(missing_ok=True)
-        script = 'bash ./cmd.sh >>output.txt 2>&1; echo $? >exit.new; mv exit.new exit'
+        script = "bash ./cmd.sh >>output.txt 2>&1; echo $? >exit.new; mv exit.new exit"
         child = subprocess.Popen(
-            ["bash", "-c", script], cwd=folder, env=self.environment(task), start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            ["bash", "-c", script],
+            cwd=folder,
+            env=self.environment(task),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         self.children[child.pid] = child
         task.pid, task.pid_started, task.exit_code = child.pid, process_start(child.pid), None
@@ -425,8 +432,13 @@ class Simulator:
             raise ApiError(400, "namePrefix is not allowed")
         suffix = "".join(self.faults.random.choices(string.ascii_lowercase + string.digits, k=5))
         task = Task(
-            uuid=str(uuids.uuid4()), name=f"{body['namePrefix']}-{suffix}", owner=owner,
-            cluster=request.headers["X-Cluster"], body=body, created=time.time(), updated=time.time(),
+            uuid=str(uuids.uuid4()),
+            name=f"{body['namePrefix']}-{suffix}",
+            owner=owner,
+            cluster=request.headers["X-Cluster"],
+            body=body,
+            created=time.time(),
+            updated=time.time(),
             script=self.next_script(),
         )
         self.machine.tasks[task.uuid] = task
@@ -487,9 +499,12 @@ class Simulator:
     def order(self, tasks: list[Task], query: Any) -> None:
         """Sort as asked: newest first by default."""
         keys: dict[str, Callable[[Task], Any]] = {
-            "createTime": lambda task: task.created, "updateTime": lambda task: task.updated,
-            "startTime": lambda task: task.started or 0.0, "endTime": lambda task: task.ended or 0.0,
-            "name": lambda task: task.name, "status": lambda task: task.status,
+            "createTime": lambda task: task.created,
+            "updateTime": lambda task: task.updated,
+            "startTime": lambda task: task.started or 0.0,
+            "endTime": lambda task: task.ended or 0.0,
+            "name": lambda task: task.name,
+            "status": lambda task: task.status,
         }
         column = query.get("orderBy") or "createTime"
         if column not in keys:
@@ -515,11 +530,18 @@ class Simulator:
         task = self.find(request.match_info["uuid"])
         if not task.starts:
             return []
-        return [{
-            "name": f"{task.name}-0", "status": self.shown_status(task), "statusMsg": task.message, "node": "node-1",
-            "ip": "127.0.0.1", "exitCode": task.exit_code, "startTime": wall_time(task.started),
-            "endTime": wall_time(task.ended),
-        }]
+        return [
+            {
+                "name": f"{task.name}-0",
+                "status": self.shown_status(task),
+                "statusMsg": task.message,
+                "node": "node-1",
+                "ip": "127.0.0.1",
+                "exitCode": task.exit_code,
+                "startTime": wall_time(task.started),
+                "endTime": wall_time(task.ended),
+            }
+        ]
 
     async def stop_one(self, request: web.Request, owner: str) -> object:
         """Stop one task."""
@@ -596,20 +618,34 @@ class Simulator:
         ended = task.ended or time.time()
         duration = None if task.started is None else f"{max(0, int(ended - task.started))}s"
         row = {
-            "uuid": task.uuid, "cluster": task.cluster, "name": task.name, "resourcePool": body["resourcePool"],
+            "uuid": task.uuid,
+            "cluster": task.cluster,
+            "name": task.name,
+            "resourcePool": body["resourcePool"],
             "instances": [{"name": i["name"], "countPerPod": i["countPerPod"]} for i in instances],
             "selectedInstances": [
                 {"name": i["name"], "countTotal": i["countPerPod"] * max(1, int(body.get("workers") or 0))}
                 for i in instances[: 1 if task.started else 0]
             ],
-            "volumes": body.get("volumes") or [], "image": str(body["image"]),
-            "imageVersion": str(body.get("imageVersion") or ""), "imageUrl": str(body.get("imageUrl") or ""),
-            "imageType": str(body.get("imageType") or ""), "status": self.shown_status(task),
-            "statusMsg": task.message, "createTime": wall_time(task.created), "updateTime": wall_time(task.updated),
-            "startTime": wall_time(task.started), "endTime": wall_time(task.ended), "duration": duration,
-            "priority": str(body.get("priority") or "medium"), "guarantee": bool(body.get("guarantee")),
-            "queueInfo": ranks.get(task.uuid, NOT_QUEUED), "taskEnv": shown_env(task, viewer), "sharedUsers": [],
-            "owner": task.owner, "enhancements": body.get("enhancements") or {},
+            "volumes": body.get("volumes") or [],
+            "image": str(body["image"]),
+            "imageVersion": str(body.get("imageVersion") or ""),
+            "imageUrl": str(body.get("imageUrl") or ""),
+            "imageType": str(body.get("imageType") or ""),
+            "status": self.shown_status(task),
+            "statusMsg": task.message,
+            "createTime": wall_time(task.created),
+            "updateTime": wall_time(task.updated),
+            "startTime": wall_time(task.started),
+            "endTime": wall_time(task.ended),
+            "duration": duration,
+            "priority": str(body.get("priority") or "medium"),
+            "guarantee": bool(body.get("guarantee")),
+            "queueInfo": ranks.get(task.uuid, NOT_QUEUED),
+            "taskEnv": shown_env(task, viewer),
+            "sharedUsers": [],
+            "owner": task.owner,
+            "enhancements": body.get("enhancements") or {},
         }
         if not self.faults.value("no_labels"):
             row["labels"] = task.labels
@@ -620,8 +656,12 @@ class Simulator:
         body = task.body
         words = {name: str(body.get(name) or "") for name in ("product", "module", "oss", "timezone")}
         return words | {
-            "namePrefix": body["namePrefix"], "type": body["type"], "workers": str(body.get("workers", 1)),
-            "cmd": body["cmd"], "datasets": body.get("datasets") or [], "models": body.get("models") or [],
+            "namePrefix": body["namePrefix"],
+            "type": body["type"],
+            "workers": str(body.get("workers", 1)),
+            "cmd": body["cmd"],
+            "datasets": body.get("datasets") or [],
+            "models": body.get("models") or [],
             "dashboardUrl": "",
         }
 
@@ -634,8 +674,10 @@ class Simulator:
             pool = pools[task.body["resourcePool"]]
             user = users[task.body["resourcePool"], task.owner]
             ranks[task.uuid] = {
-                "rankInPool": pool.total() + 1, "aheadInPool": {word: pool[word] for word in PRIORITIES},
-                "rankInUser": user.total() + 1, "aheadInUser": {word: user[word] for word in PRIORITIES},
+                "rankInPool": pool.total() + 1,
+                "aheadInPool": {word: pool[word] for word in PRIORITIES},
+                "rankInUser": user.total() + 1,
+                "aheadInUser": {word: user[word] for word in PRIORITIES},
             }
             priority = task.body.get("priority") or "medium"
             pool[priority] += 1
@@ -645,8 +687,15 @@ class Simulator:
     def history(self) -> dict[str, Any]:
         """Every call and every task since the state folder was made."""
         tasks = [
-            {"uuid": t.uuid, "name": t.name, "labels": t.labels, "status": t.status, "created": t.created,
-             "started": t.started, "ended": t.ended}
+            {
+                "uuid": t.uuid,
+                "name": t.name,
+                "labels": t.labels,
+                "status": t.status,
+                "created": t.created,
+                "started": t.started,
+                "ended": t.ended,
+            }
             for t in self.machine.tasks.values()
         ]
         return {"calls": self.machine.store.calls(), "tasks": tasks}
@@ -825,19 +874,21 @@ def application(front: Front) -> web.Application:
     """The routes of the API."""
     simulator = front.simulator
     app = web.Application(client_max_size=64 * 1024 * 1024)
-    app.add_routes([
-        web.get(f"{BASE}/__history", front.history),
-        web.post(f"{BASE}/__faults", front.change_faults),
-        web.post(TASKS, front.route(simulator.create)),
-        web.get(TASKS, front.route(simulator.list)),
-        web.post(f"{TASKS}/stop", front.route(simulator.stop_many)),
-        web.get(TASKS + "/stop/{uuid}", front.route(simulator.stop_one)),
-        web.post(f"{TASKS}/deletion", front.route(simulator.delete_many)),
-        web.post(f"{TASKS}/resubmission", front.route(simulator.resubmit)),
-        web.get(TASKS + "/{uuid}/pods", front.route(simulator.pods)),
-        web.get(TASKS + "/{uuid}", front.route(simulator.get)),
-        web.delete(TASKS + "/{uuid}", front.route(simulator.delete_one)),
-    ])
+    app.add_routes(
+        [
+            web.get(f"{BASE}/__history", front.history),
+            web.post(f"{BASE}/__faults", front.change_faults),
+            web.post(TASKS, front.route(simulator.create)),
+            web.get(TASKS, front.route(simulator.list)),
+            web.post(f"{TASKS}/stop", front.route(simulator.stop_many)),
+            web.get(TASKS + "/stop/{uuid}", front.route(simulator.stop_one)),
+            web.post(f"{TASKS}/deletion", front.route(simulator.delete_many)),
+            web.post(f"{TASKS}/resubmission", front.route(simulator.resubmit)),
+            web.get(TASKS + "/{uuid}/pods", front.route(simulator.pods)),
+            web.get(TASKS + "/{uuid}", front.route(simulator.get)),
+            web.delete(TASKS + "/{uuid}", front.route(simulator.delete_one)),
+        ]
+    )
     return app
 
 
@@ -889,8 +940,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     table = "\n".join(f"  {name:<14}{text} (default {default!r})" for name, (default, text) in FAULTS.items())
     parser = argparse.ArgumentParser(
-        prog=f"{shlex.quote(sys.executable)} -m tests.servers.siflow", description="A simulator of SiFlow.",
-        epilog=f"faults (--fault NAME=VALUE, repeated):\n{table}", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=f"{shlex.quote(sys.executable)} -m tests.servers.siflow",
+        description="A simulator of SiFlow.",
+        epilog=f"faults (--fault NAME=VALUE, repeated):\n{table}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--port", type=int, default=0, help="0: a free one")
     parser.add_argument("--state", required=True, help="folder for the history; made if missing")

@@ -1,9 +1,9 @@
 """The chaos campaign: the scorecard's rows E1-E7 and S1-S3, each with its seed, on the simulator.
 
 ```
-python -m tests.siflow.chaos [--short] [--only E1,E4] [--seed 1] [--output FILE.md]
+python -m tests.siflow.chaos [--short | --full] [--only E1,E4] [--seed 1] [--output FILE.md]
 ```
-Prints a table for RELIABILITY.md and ends with 1 if a row misses its target. Every row proves that its fault has landed.
+Prints a table for RELIABILITY.md and ends with 1 if a row misses its target. Every row proves that its fault landed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.siflow.rig import (
+    ROOT,
     Controller,
     Simulator,
     arguments,
@@ -98,7 +100,8 @@ def e1_kills(folder: Path, size: Size, seed: int) -> Row:
     good = controller.process.returncode == 0 and (work / "merged.txt").read_text() == expected_merge(size.chunks)
     doubled = sum(number > 1 for number in per_key(tasks).values())
     good = good and len(tasks) == wanted and not left and not doubled
-    text = f"{wanted} jobs, {len(tasks)} tasks created, {doubled} doubled, {len(left)} orphans, exit {controller.process.returncode}"
+    status = controller.process.returncode
+    text = f"{wanted} jobs, {len(tasks)} tasks created, {doubled} doubled, {len(left)} orphans, exit {status}"
     return Row("E1", "controller SIGKILL", f"{kills} kills, {in_flight} with tasks live", text, good)
 
 
@@ -110,8 +113,14 @@ def e2_lost_answers(folder: Path, size: Size, seed: int) -> Row:
         history = platform.history()
     dropped = sum(call["method"] == "POST" and call["status"] == 0 for call in history["calls"])
     doubled = sum(number > 1 for number in per_key(history["tasks"]).values())
-    good = controller.process.returncode == 0 and not doubled and len(history["tasks"]) == 2 * size.chunks + 1 and dropped > 0
-    text = f"{2 * size.chunks + 1} jobs, {len(history['tasks'])} tasks, {doubled} doubled, exit {controller.process.returncode}"
+    good = (
+        controller.process.returncode == 0
+        and not doubled
+        and len(history["tasks"]) == 2 * size.chunks + 1
+        and dropped > 0
+    )
+    status = controller.process.returncode
+    text = f"{2 * size.chunks + 1} jobs, {len(history['tasks'])} tasks, {doubled} doubled, exit {status}"
     return Row("E2", "30 % of creates accepted, answer lost; list lags 1 s", f"{dropped} answers lost", text, good)
 
 
@@ -131,8 +140,15 @@ def e3_bad_api(folder: Path, size: Size, seed: int) -> Row:
     broken = sum(call["status"] not in (200,) for call in history["calls"])
     failed = controller.text().count("Error in ")
     good = status == 0 and failed == 0 and live_together(history["tasks"]) == 0
-    text = f"exit {status}, {failed} false failures, {len(history['tasks'])} tasks for {2 * size.chunks + 1} jobs, none at the same time as its double"
-    return Row("E3", f"30 % errors, HTML, 404 blips, expiring signatures, {size.outage:.0f} s outage", f"{broken} calls failed", text, good)
+    created = f"{len(history['tasks'])} tasks for {2 * size.chunks + 1} jobs"
+    text = f"exit {status}, {failed} false failures, {created}, none at the same time as its double"
+    return Row(
+        "E3",
+        f"30 % errors, HTML, 404 blips, expiring signatures, {size.outage:.0f} s outage",
+        f"{broken} calls failed",
+        text,
+        good,
+    )
 
 
 def e3b_no_proof(folder: Path, size: Size, seed: int) -> Row:
@@ -143,7 +159,7 @@ def e3b_no_proof(folder: Path, size: Size, seed: int) -> Row:
     # The interpreter in the task runs the wrapper, but any inner Snakemake under it does nothing and says 0.
     fake.write_text(f'#!/bin/sh\ncase "$*" in *snakemake*--mode*) exit 0;; esac\nexec {sys.executable} "$@"\n')
     fake.chmod(0o755)
-    snakefile = "rule all:\n    input: 'out'\nrule one:\n    input: 'in'\n    output: 'out'\n    shell: 'cat {input} > {output}'\n"
+    snakefile = "rule one:\n    input: 'in'\n    output: 'out'\n    shell: 'cat {input} > {output}'\n"
     with Simulator(folder / "state", seed=seed) as platform:
         for trial in range(size.trials):
             work = workdir(folder / f"work{trial}", snakefile)
@@ -154,7 +170,13 @@ def e3b_no_proof(folder: Path, size: Size, seed: int) -> Row:
             stale += (work / "out").exists() and (work / "out").read_text() == "old"
             accepted += controller.process.returncode == 0
         ran = len(platform.tasks())
-    return Row("E3b", "inner Snakemake ends with 0 without having worked", f"{ran} such tasks", f"{accepted} of {size.trials} runs green", accepted == 0)
+    return Row(
+        "E3b",
+        "inner Snakemake ends with 0 without having worked",
+        f"{ran} such tasks",
+        f"{accepted} of {size.trials} runs green",
+        accepted == 0,
+    )
 
 
 def e4_interrupts(folder: Path, size: Size, seed: int) -> Row:
@@ -182,12 +204,21 @@ def e4_interrupts(folder: Path, size: Size, seed: int) -> Row:
             shutil.rmtree(work)
     good = orphans == 0 and slow <= 12 and with_tasks >= 0.95 * size.interrupts
     text = f"{orphans} orphans, slowest exit {slow:.1f} s"
-    return Row("E4", "SIGINT at a random moment, API latency 0.3-0.7 s", f"{size.interrupts} interrupts, {with_tasks} with tasks live", text, good)
+    return Row(
+        "E4",
+        "SIGINT at a random moment, API latency 0.3-0.7 s",
+        f"{size.interrupts} interrupts, {with_tasks} with tasks live",
+        text,
+        good,
+    )
 
 
 def e5_polling_cost(folder: Path, size: Size, seed: int) -> Row:
     """Following many tasks costs one list per look."""
-    snakefile = f"rule all:\n    input: expand('o/{{i}}', i=range({size.tasks}))\nrule one:\n    output: 'o/{{i}}'\n    shell: 'echo 1 > {{output}}'\n"
+    snakefile = (
+        f"rule all:\n    input: expand('o/{{i}}', i=range({size.tasks}))\n"
+        "rule one:\n    output: 'o/{i}'\n    shell: 'echo 1 > {output}'\n"
+    )
     work = workdir(folder / "work", snakefile)
     with Simulator(folder / "state", seed=seed, hold=1) as platform:
         command = arguments(platform.url, "--jobs", str(size.tasks), max_calls_per_second=200, poll_seconds_max=5)
@@ -208,7 +239,8 @@ def e5_polling_cost(folder: Path, size: Size, seed: int) -> Row:
     rounds = sum("?page=1&" in call["path"] for call in lists) or 1
     pages = -(-size.tasks // 100)
     good = submitted == size.tasks and len(calls) <= rounds * (pages + 2) and memory < 300 and not left
-    text = f"{len(calls) / rounds:.1f} calls a look (limit {pages + 2}), controller {memory:.0f} MB, all stopped: {not left}"
+    cost = f"{len(calls) / rounds:.1f} calls a look (limit {pages + 2})"
+    text = f"{cost}, controller {memory:.0f} MB, all stopped: {not left}"
     return Row("E5", f"{size.tasks} tasks pending", f"{submitted} created, {rounds} looks", text, good)
 
 
@@ -236,7 +268,13 @@ def e6_reaction(folder: Path, size: Size, seed: int) -> Row:
             late.append(event["data"]["t"] - ended[uuids[label]])
     p99 = sorted(late)[int(len(late) * 0.99)]
     good = controller.process.returncode == 0 and p99 <= 4 and len(late) == 2 * size.chunks + 1
-    return Row("E6", "time from a task's end to its verdict, poll interval 2 s", f"{len(late)} tasks", f"p99 {p99:.1f} s (limit 4 s)", good)
+    return Row(
+        "E6",
+        "time from a task's end to its verdict, poll interval 2 s",
+        f"{len(late)} tasks",
+        f"p99 {p99:.1f} s (limit 4 s)",
+        good,
+    )
 
 
 def e7_status_words(folder: Path, size: Size, seed: int) -> Row:
@@ -252,13 +290,28 @@ def e7_status_words(folder: Path, size: Size, seed: int) -> Row:
         created = len(platform.tasks())
     good = controller.process.returncode == 0 and created == 2 * size.chunks + 1
     text = f"exit {controller.process.returncode}, {created} tasks for {2 * size.chunks + 1} jobs"
-    return Row("E7", "status words in any order, unknown ones too (10,000 sequences more in test_dispatcher.py)", f"{len(scripts)} scripts", text, good)
+    return Row(
+        "E7",
+        "status words in any order, unknown ones too (10,000 sequences more in test_dispatcher.py)",
+        f"{len(scripts)} scripts",
+        text,
+        good,
+    )
 
 
 def e8_platform_faults(folder: Path, size: Size, seed: int) -> Row:
     """Preemption, lost nodes, image errors, restarts and quota cost no attempt."""
     work = workdir(folder / "work", chunks_snakefile(size.chunks, seconds=0.5))
-    bad = {"preempt": 0.1, "node_lost": 0.1, "image_pull": 0.1, "restart": 0.1, "forget": 0.03, "zombie": 0.5, "quota": 20, "fault_after": 3}
+    bad = {
+        "preempt": 0.1,
+        "node_lost": 0.1,
+        "image_pull": 0.1,
+        "restart": 0.1,
+        "forget": 0.03,
+        "zombie": 0.5,
+        "quota": 20,
+        "fault_after": 3,
+    }
     with Simulator(folder / "state", slots=6, seed=seed, **bad) as platform:
         controller = run(work, platform.url, "--retries", "0", timeout=900)
         counts = platform.counts()
@@ -267,11 +320,17 @@ def e8_platform_faults(folder: Path, size: Size, seed: int) -> Row:
     struck = created - (2 * size.chunks + 1)
     good = controller.process.returncode == 0 and right and struck > 0
     text = f"exit {controller.process.returncode} with --retries 0, output right: {right}, {dict(counts)}"
-    return Row("E8*", "preemption, node loss (half with zombies), image pull, restarts, forgotten tasks, quota", f"{struck} tasks struck", text, good)
+    return Row(
+        "E8*",
+        "preemption, node loss (half with zombies), image pull, restarts, forgotten tasks, quota",
+        f"{struck} tasks struck",
+        text,
+        good,
+    )
 
 
 #: Two canaries: a plain one, and one with every character that shells and quoting get wrong.
-CANARIES = {"CANARY_ONE": "plainCanary0123456789", "CANARY_TWO": "it's \"a\" $HOME \\ $(x) `y` canary \u00e9 %s {z}"}
+CANARIES = {"CANARY_ONE": "plainCanary0123456789", "CANARY_TWO": 'it\'s "a" $HOME \\ $(x) `y` canary \u00e9 %s {z}'}
 SECRETS_SNAKEFILE = """
 import os
 rule all:
@@ -296,7 +355,14 @@ def s1_s2_secrets(folder: Path, size: Size, seed: int) -> tuple[Row, Row]:
     more = ["--verbose", "--printshellcmds", "--show-failed-logs", "--keep-going"]
     hits: list[str] = []
     looks = scenarios = right = 0
-    variants: list[dict[str, Any]] = [{}, {"unauthorized": 0.3}, {"error": 0.3}, {"html": 0.3}, {"drop_post": 0.5}, {"node_lost": 0.4}]
+    variants: list[dict[str, Any]] = [
+        {},
+        {"unauthorized": 0.3},
+        {"error": 0.3},
+        {"html": 0.3},
+        {"drop_post": 0.5},
+        {"node_lost": 0.4},
+    ]
     for variant in variants[: 2 if size is SHORT else len(variants)]:
         for target in (["all"], ["all", "fails"]):
             scenarios += 1
@@ -315,8 +381,20 @@ def s1_s2_secrets(folder: Path, size: Size, seed: int) -> tuple[Row, Row]:
             hits += search_files(folder)
     # The rule that fails prints its keys into its own task's log, on purpose; that file is the task's, not ours.
     hits = [hit for hit in hits if not hit.endswith(".log") or "siflow/" not in hit]
-    first = Row("S1", "two canary keys, all output at its loudest", f"{scenarios} scenarios, {looks} looks at all command lines", f"{len(hits)} hits {hits[:3] or ''}", not hits)
-    return first, Row("S2", "keys with quotes, $, backslash, blanks", f"{2 * scenarios} arrivals", f"{right} byte-identical", right == 2 * scenarios)
+    first = Row(
+        "S1",
+        "two canary keys, all output at its loudest",
+        f"{scenarios} scenarios, {looks} looks at all command lines",
+        f"{len(hits)} hits {hits[:3] or ''}",
+        not hits,
+    )
+    return first, Row(
+        "S2",
+        "keys with quotes, $, backslash, blanks",
+        f"{2 * scenarios} arrivals",
+        f"{right} byte-identical",
+        right == 2 * scenarios,
+    )
 
 
 def arrived(file: Path) -> bytes:
@@ -338,9 +416,16 @@ def search_processes() -> list[str]:
 
 def search_files(folder: Path) -> list[str]:
     """Canaries in files, but for the two that are made of them."""
-    needles = [form.encode() for value in CANARIES.values() for form in (value, json.dumps(value)[1:-1], repr(value)[1:-1])]
+    needles = [
+        form.encode() for value in CANARIES.values() for form in (value, json.dumps(value)[1:-1], repr(value)[1:-1])
+    ]
     places = [folder, Path.home() / ".cache" / "snakemake"]
-    files = (file for place in places for file in place.rglob("*") if file.is_file() and file.name not in ("seen.bin", "two.bin"))
+    files = (
+        file
+        for place in places
+        for file in place.rglob("*")
+        if file.is_file() and file.name not in ("seen.bin", "two.bin")
+    )
     return [str(file) for file in files if any(needle in file.read_bytes() for needle in needles)]
 
 
@@ -348,7 +433,8 @@ def s3_rotation(folder: Path, size: Size, seed: int) -> Row:
     """A key changed in the env file reaches running and new tasks, and nothing is run again."""
     snakefile = (
         "rule all:\n    input: 'a.txt', 'b.txt'\n"
-        "rule a:\n    output: 'a.txt'\n    shell: 'for i in $(seq 100); do cat $ROTATING_FILE > a.tmp; grep -q new a.tmp && break; sleep 0.2; done; mv a.tmp {output}'\n"
+        "rule a:\n    output: 'a.txt'\n    shell: 'for i in $(seq 100); do cat $ROTATING_FILE > a.tmp; "
+        "grep -q new a.tmp && break; sleep 0.2; done; mv a.tmp {output}'\n"
         "rule b:\n    input: 'a.txt'\n    output: 'b.txt'\n    shell: 'echo $ROTATING > {output}'\n"
     )
     work = workdir(folder / "work", snakefile)
@@ -368,17 +454,43 @@ def s3_rotation(folder: Path, size: Size, seed: int) -> Row:
         created = len(platform.tasks())
     texts = [(work / name).read_text().strip() for name in ("a.txt", "b.txt")]
     good = status == 0 and texts == ["new-key", "new-key"] and created == 2 and took <= 60
-    return Row("S3", "key rotated while tasks run", "1 rotation", f"running task saw it after {took:.1f} s, next task too, {created} tasks for 2 jobs", good)
+    return Row(
+        "S3",
+        "key rotated while tasks run",
+        "1 rotation",
+        f"running task saw it after {took:.1f} s, next task too, {created} tasks for 2 jobs",
+        good,
+    )
 
 
-def mutants_note() -> str:
-    """Where the proofs are that these checks can fail."""
-    return "The checks are themselves checked: tests/siflow/test_mutants.py breaks the plugin in known ways and wants each caught."
+def mutants(folder: Path, size: Size, seed: int) -> Row:
+    """The plugin is broken on purpose; each break must be caught by a test."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/siflow/test_mutants.py"]
+    command += ["-k", "caught", "--timeout", "280"]
+    env = clean_env(SIFLOW_MUTANTS="1")
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    return Row(
+        "M",
+        "the plugin is broken in known ways",
+        "one break each",
+        result.stdout.splitlines()[-1],
+        result.returncode == 0,
+    )
 
 
 CAMPAIGN: dict[str, Callable[[Path, Size, int], Row | tuple[Row, Row]]] = {
-    "E1": e1_kills, "E2": e2_lost_answers, "E3": e3_bad_api, "E3b": e3b_no_proof, "E4": e4_interrupts, "E5": e5_polling_cost,
-    "E6": e6_reaction, "E7": e7_status_words, "E8*": e8_platform_faults, "S1": s1_s2_secrets, "S3": s3_rotation,
+    "E1": e1_kills,
+    "E2": e2_lost_answers,
+    "E3": e3_bad_api,
+    "E3b": e3b_no_proof,
+    "E4": e4_interrupts,
+    "E5": e5_polling_cost,
+    "E6": e6_reaction,
+    "E7": e7_status_words,
+    "E8*": e8_platform_faults,
+    "S1": s1_s2_secrets,
+    "S3": s3_rotation,
+    "M": mutants,
 }
 
 

@@ -25,8 +25,16 @@ from snakemake_executor_plugin_siflow.task import NAME, job_key
 from snakemake_executor_plugin_siflow.work import Work
 
 SETTINGS = ExecutorSettings(
-    poll_seconds=1, poll_seconds_max=4, list_grace=30, lost_after=60, unknown_after=500, infra_retries=50, infra_backoff=1,
-    image="i", resource_pool="p", instance=["x"],
+    poll_seconds=1,
+    poll_seconds_max=4,
+    list_grace=30,
+    lost_after=60,
+    unknown_after=500,
+    infra_retries=50,
+    infra_backoff=1,
+    image="i",
+    resource_pool="p",
+    instance=["x"],
 )
 
 
@@ -102,7 +110,9 @@ class FakePlatform:
 
     def info(self, task: FakeTask) -> TaskInfo:
         """A task as the client reads it."""
-        return TaskInfo(task.uuid, task.name, task.status, task.message, task.labels if self.labels_shown else {}, 1, "")
+        return TaskInfo(
+            task.uuid, task.name, task.status, task.message, task.labels if self.labels_shown else {}, 1, ""
+        )
 
     def list_all(self, labels: str = "", name: str = "", most: int = 0) -> list[TaskInfo]:
         """The tasks that a list shows now."""
@@ -198,7 +208,14 @@ class Rig:
         """Hand a piece of work over."""
         output = str(self.root / name)
         key = job_key(self.folder.run, [output], "")
-        spec = {"key": key, "rule": "r", "workdir": str(self.root), "python": "python", "outputs": [output], "inputs": []}
+        spec = {
+            "key": key,
+            "rule": "r",
+            "workdir": str(self.root),
+            "python": "python",
+            "outputs": [output],
+            "inputs": [],
+        }
         work = Work(key=key, rule="r", body={}, spec=spec, members={name: {"code": code, "inputs": {}}})
         self.works[name] = work
         self.dispatcher.enqueue(work)

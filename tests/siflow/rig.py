@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +23,9 @@ ENDED = {"Succeeded", "Failed", "Error", "Stopped"}
 
 def clean_env(**more: str) -> dict[str, str]:
     """Our environment without keys and profiles of the person who runs the tests, with the test keys."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SIFLOW_", "SNAKEMAKE_")) and not k.endswith("_KEY")}
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("SIFLOW_", "SNAKEMAKE_")) and not k.endswith("_KEY")
+    }
     path = os.pathsep.join([str(ROOT / "src"), *kept.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
     return {**kept, "PYTHONPATH": path, **KEYS, **more}
 
@@ -100,22 +102,38 @@ class Simulator:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.kill()
         self.end_tasks()
 
 
 #: Settings that make the plugin quick enough for tests.
 QUICK = {
-    "poll-seconds": 0.5, "poll-seconds-max": 1, "list-grace": 4, "lost-after": 2, "infra-backoff": 0.3, "retry-delay": 0.3,
-    "lease": 3, "input-wait": 10, "max-calls-per-second": 100, "request-timeout": 4, "image": "img", "resource-pool": "pool",
+    "poll-seconds": 0.5,
+    "poll-seconds-max": 1,
+    "list-grace": 4,
+    "lost-after": 2,
+    "infra-backoff": 0.3,
+    "retry-delay": 0.3,
+    "lease": 3,
+    "input-wait": 10,
+    "max-calls-per-second": 100,
+    "request-timeout": 4,
+    "image": "img",
+    "resource-pool": "pool",
     "instance": "sci.c23-2",
 }
 
 
 def arguments(url: str, *more: str, **settings: object) -> list[str]:
     """The command line of a controller."""
-    flags = [w for k, v in {**QUICK, **settings}.items() for w in (f"--siflow-{k.replace('_', '-')}", *map(str, v if isinstance(v, list) else [v]))]
+    flags = [
+        w
+        for k, v in {**QUICK, **settings}.items()
+        for w in (f"--siflow-{k.replace('_', '-')}", *map(str, v if isinstance(v, list) else [v]))
+    ]
     base = [sys.executable, "-m", "snakemake", *more, "--executor", "siflow", "--siflow-base-url", url]
     jobs = [] if "--jobs" in more else ["--jobs", "100"]
     # Settings with several values come last: they would swallow a target.
@@ -143,10 +161,8 @@ class Controller:
 
     def kill(self) -> None:
         """SIGKILL the controller and what it runs itself."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def text(self) -> str:
@@ -154,7 +170,9 @@ class Controller:
         return self.log.read_text(errors="replace")
 
 
-def run(workdir: Path, url: str, *more: str, timeout: float = 120, env: dict[str, str] | None = None, **settings: object) -> Controller:
+def run(
+    workdir: Path, url: str, *more: str, timeout: float = 120, env: dict[str, str] | None = None, **settings: object
+) -> Controller:
     """Run a workflow to its end."""
     controller = Controller(workdir, arguments(url, *more, **settings), **(env or {}))
     controller.wait(timeout)
@@ -170,14 +188,16 @@ def workdir(folder: Path, snakefile: str) -> Path:
 
 def chunks_snakefile(count: int, seconds: float = 0.2) -> str:
     """A small pipeline: chunks, each through a task of its own and then a group, and a merge."""
-    return f'''
+    return f"""
 wildcard_constraints: i="[0-9]+"
 rule all:
     input: "merged.txt"
 rule generate:
     output: "gen/{{i}}.txt"
     log: "logs/{{i}}.log"
-    shell: "(echo $$ >> starts.{{wildcards.i}}; sleep {seconds}; seq {{wildcards.i}} $(({{wildcards.i}} + 20)) > {{output}}.new; mv {{output}}.new {{output}}) 2> {{log}}"
+    shell:
+        "(echo $$ >> starts.{{wildcards.i}}; sleep {seconds};"
+        " seq {{wildcards.i}} $(({{wildcards.i}} + 20)) > {{output}}.new; mv {{output}}.new {{output}}) 2> {{log}}"
 rule clean:
     input: "gen/{{i}}.txt"
     output: "clean/{{i}}.txt"
@@ -192,14 +212,9 @@ rule merge:
     input: expand("score/{{i}}.txt", i=range({count}))
     output: "merged.txt"
     shell: "cat {{input}} > {{output}}"
-'''
+"""
 
 
 def expected_merge(count: int) -> str:
     """What the pipeline makes."""
     return "".join(f"{n} 1.0\n" for i in range(count) for n in range(i, i + 21))
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    """Copy a folder."""
-    shutil.copytree(source, target)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import snakemake.common.tests
-from snakemake_executor_plugin_siflow import ExecutorSettings
 
+from snakemake_executor_plugin_siflow import ExecutorSettings
 from tests.siflow.rig import KEYS, ROOT, Simulator
 
 
@@ -35,5 +35,10 @@ class TestSiflow(snakemake.common.tests.TestWorkflowsLocalStorageBase):
     def get_executor_settings(self) -> ExecutorSettings:
         """Settings for the simulator."""
         return ExecutorSettings(
-            base_url=self.url, image="img", resource_pool="pool", instance=["sci.c23-2"], poll_seconds=0.5, poll_seconds_max=1.0
+            base_url=self.url,
+            image="img",
+            resource_pool="pool",
+            instance=["sci.c23-2"],
+            poll_seconds=0.5,
+            poll_seconds_max=1.0,
         )

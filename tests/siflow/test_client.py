@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import requests
+
 from snakemake_executor_plugin_siflow.client import (
     ApiError,
     Doubtful,
@@ -24,19 +25,27 @@ from snakemake_executor_plugin_siflow.client import (
     read_task,
 )
 from snakemake_executor_plugin_siflow.settings import ExecutorSettings, Keys
-
 from tests.siflow.rig import KEYS, Simulator
 
 BODY: dict[str, Any] = {
-    "namePrefix": "t", "image": "i", "type": "pod", "workers": 1, "resourcePool": "p", "cmd": "sleep 30", "volumes": [],
-    "instances": [{"name": "sci.c23-2", "countPerPod": 1}], "labels": {"run": "x"},
+    "namePrefix": "t",
+    "image": "i",
+    "type": "pod",
+    "workers": 1,
+    "resourcePool": "p",
+    "cmd": "sleep 30",
+    "volumes": [],
+    "instances": [{"name": "sci.c23-2", "countPerPod": 1}],
+    "labels": {"run": "x"},
 }
 GOOD = Keys(*KEYS.values())
 
 
 def client(url: str, keys: Keys = GOOD, **settings: Any) -> SiflowClient:
     """A client for a simulator."""
-    return SiflowClient(ExecutorSettings(base_url=url, request_timeout=3, max_calls_per_second=1000, **settings), lambda: keys)
+    return SiflowClient(
+        ExecutorSettings(base_url=url, request_timeout=3, max_calls_per_second=1000, **settings), lambda: keys
+    )
 
 
 def test_create_get_list_stop(simulator: Simulator) -> None:
@@ -56,7 +65,6 @@ def test_wire_is_that_of_the_page(simulator: Simulator) -> None:
     api = client(simulator.url)
     api.create(BODY)
     api.close()
-    import json
 
     sent = json.loads(simulator.bodies().splitlines()[0])["headers"]
     text = KEYS["SIFLOW_ACCESS_KEY_SECRET"] + sent["Randstr"] + sent["Timestamp"]
@@ -90,7 +98,9 @@ def test_unknown_task_is_not_found(simulator: Simulator) -> None:
     api.close()
 
 
-@pytest.mark.parametrize(("fault", "value"), [("html", 1), ("bad_json", 1), ("error", 1), ("drop_post", 1), ("error_after", 1)])
+@pytest.mark.parametrize(
+    ("fault", "value"), [("html", 1), ("bad_json", 1), ("error", 1), ("drop_post", 1), ("error_after", 1)]
+)
 def test_answer_of_a_create_in_doubt(tmp_path: Path, fault: str, value: float) -> None:
     """Whatever is no answer of the API leaves a create in doubt, and it is sent once."""
     with Simulator(tmp_path / "platform", **{fault: value}) as running:
@@ -144,7 +154,10 @@ def test_throttled_closes_the_gate(tmp_path: Path) -> None:
         assert second - first >= 0.4
 
 
-@pytest.mark.parametrize(("text", "seconds"), [(None, 1.0), ("2", 2.0), ("0.25", 0.25), ("soon", 1.0), ("-3", 0.0), ("nan", 1.0), ("9e9", 300.0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [(None, 1.0), ("2", 2.0), ("0.25", 0.25), ("soon", 1.0), ("-3", 0.0), ("nan", 1.0), ("9e9", 300.0)],
+)
 def test_retry_after(text: str | None, seconds: float) -> None:
     """Retry-After may be missing, whole, a fraction or nonsense."""
     assert parse_retry_after(text) == seconds
@@ -201,3 +214,22 @@ def test_simulator_checks_signatures(simulator: Simulator) -> None:
     assert answer.status_code == 401
     assert answer.json()["status"] is False
     assert set(answer.json()) >= {"status", "msg", "traceID", "requestID"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "total"),
+    [({"rows": None, "total": 0}, 0), ({"rows": [], "total": "0"}, 0), ({"rows": []}, None)],
+)
+def test_an_empty_list_in_any_form(answer: dict[str, Any], total: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rows may come as null, and the total as a text or not at all."""
+    api = client("http://127.0.0.1:9/sfapi")
+    monkeypatch.setattr(api, "_repeated", lambda method, path: answer)
+    assert api.list_page(1) == ([], total)
+
+
+def test_an_answer_without_rows_is_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that has no rows at all is not taken for an empty list."""
+    api = client("http://127.0.0.1:9/sfapi")
+    monkeypatch.setattr(api, "_repeated", lambda method, path: {"status": True, "data": None})
+    with pytest.raises(Doubtful, match="no rows"):
+        api.list_page(1)

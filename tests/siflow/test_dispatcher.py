@@ -167,6 +167,16 @@ def test_certain_refusals_are_tried_again(rig: Rig, mode: str) -> None:
     assert len(rig.platform.tasks) == 1
 
 
+def test_a_throttled_create_is_not_in_doubt(rig: Rig) -> None:
+    """After a 429 the create comes again in seconds: nobody has to look whether it was accepted."""
+    rig.platform.create_mode = "throttled"
+    rig.enqueue("a")
+    rig.rounds(1)
+    rig.platform.create_mode = "ok"
+    rig.rounds(6)
+    assert len(rig.platform.tasks) == 1
+
+
 def test_a_wrong_body_is_a_failure(rig: Rig) -> None:
     """A task that the platform will never take is a failed job with the platform's words."""
     rig.platform.create_mode = "bad"
@@ -279,8 +289,10 @@ def test_two_tasks_of_one_attempt(rig: Rig) -> None:
     assert (first.live, rig.platform.tasks["u9"].live) == (True, False)
 
 
-def test_a_foreign_task_is_not_touched(rig: Rig) -> None:
+@pytest.mark.parametrize("labels_shown", [True, False])
+def test_a_foreign_task_is_not_touched(rig: Rig, labels_shown: bool) -> None:
     """Tasks of other runs, however they are listed, are neither followed nor stopped."""
+    rig.platform.labels_shown = labels_shown
     submitted(rig)
     mine = rig.task(rig.works["a"])
     rig.platform.tasks["f"] = replace(mine, uuid="f", name="other-aaaaaaaa-bbbbbbbbbbbb-a1-x", labels={"run": "other"})
@@ -294,7 +306,7 @@ def test_a_foreign_task_is_not_touched(rig: Rig) -> None:
 def test_cancel_stops_all_from_its_own_table(rig: Rig, mode: str) -> None:
     """Cancel stops every task, also one whose create is in doubt."""
     submitted(rig, "a")
-    rig.platform.create_mode = "accepted"
+    rig.platform.create_mode, rig.platform.lag = "accepted", 5
     submitted(rig, "b")
     rig.platform.stop_mode = mode
     assert rig.dispatcher.cancel() == []
@@ -327,10 +339,22 @@ def test_polling_is_one_list(rig: Rig) -> None:
     """A look at many tasks is one list and nothing else."""
     for number in range(60):
         rig.enqueue(f"w{number}")
-    rig.rounds(5)
+    rig.rounds(60)
     rig.platform.calls = 0
     rig.rounds(1, 10)
     assert rig.platform.calls == 1
+
+
+def test_a_filter_that_hides_all_is_given_up(tmp_path: Path) -> None:
+    """If a filtered list hides tasks that are known to live, the list is read whole from then on."""
+    rig = Rig(tmp_path, filter_works=False)
+    for number in range(60):
+        rig.enqueue(f"w{number}")
+    rig.rounds(60)
+    rig.platform.calls = 0
+    rig.rounds(1, 10)
+    assert rig.platform.calls == 1
+    rig.close()
 
 
 def test_status_line(rig: Rig) -> None:
@@ -343,7 +367,19 @@ def test_status_line(rig: Rig) -> None:
 
 
 STATUSES = st.sampled_from(
-    ["Pending", "PartialPending", "Running", "Stopping", "Succeeded", "Failed", "Error", "Unknown", "", "Evicting", "succeeded"]
+    [
+        "Pending",
+        "PartialPending",
+        "Running",
+        "Stopping",
+        "Succeeded",
+        "Failed",
+        "Error",
+        "Unknown",
+        "",
+        "Evicting",
+        "succeeded",
+    ]
 )
 
 
@@ -414,7 +450,9 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: any(task.live for task in self.rig.platform.tasks.values()))
     @rule(
         pick=st.integers(0, 100),
-        end=st.sampled_from([("done", "Succeeded"), ("done", "Error"), ("none", "Error"), ("none", "Succeeded"), ("no_proof", "Failed")]),
+        end=st.sampled_from(
+            [("done", "Succeeded"), ("done", "Error"), ("none", "Error"), ("none", "Succeeded"), ("no_proof", "Failed")]
+        ),
     )
     def a_task_ends(self, pick: int, end: tuple[str, str]) -> None:
         """A task ends, well or not."""
@@ -422,7 +460,9 @@ class Life(RuleBasedStateMachine):
         self.rig.finish(live[pick % len(live)], *end)
 
     @precondition(lambda self: any(task.live for task in self.rig.platform.tasks.values()))
-    @rule(pick=st.integers(0, 100), word=st.sampled_from(["Running", "Unknown", "Whatever", "Stopping", "PartialPending"]))
+    @rule(
+        pick=st.integers(0, 100), word=st.sampled_from(["Running", "Unknown", "Whatever", "Stopping", "PartialPending"])
+    )
     def a_task_changes(self, pick: int, word: str) -> None:
         """A task is shown in another state."""
         live = [task for task in self.rig.platform.tasks.values() if task.live]

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from snakemake_interface_common.exceptions import WorkflowError
+
 from snakemake_executor_plugin_siflow.settings import (
     Environment,
     ExecutorSettings,
@@ -14,7 +16,6 @@ from snakemake_executor_plugin_siflow.settings import (
     read_env_file,
 )
 from snakemake_executor_plugin_siflow.task import NAME, TaskError, TaskFactory, job_key, label_value, task_name
-from snakemake_interface_common.exceptions import WorkflowError
 
 GIVEN: dict[str, Any] = {"image": "verl", "resource_pool": "pool", "instance": ["sci.c23-2"]}
 
@@ -72,8 +73,12 @@ def test_missing_key_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None
 def test_env_file(tmp_path: Path) -> None:
     """An env file may have exports, quotes and comments; values keep every character."""
     file = tmp_path / "keys.env"
-    file.write_text("# keys\nexport SIFLOW_ACCESS_KEY_ID=\"id\"\nSIFLOW_ACCESS_KEY_SECRET='se\"c $r=t'\nOTHER=a=b c\n")
-    assert read_env_file(file) == {"SIFLOW_ACCESS_KEY_ID": "id", "SIFLOW_ACCESS_KEY_SECRET": 'se"c $r=t', "OTHER": "a=b c"}
+    file.write_text('# keys\nexport SIFLOW_ACCESS_KEY_ID="id"\nSIFLOW_ACCESS_KEY_SECRET=\'se"c $r=t\'\nOTHER=a=b c\n')
+    assert read_env_file(file) == {
+        "SIFLOW_ACCESS_KEY_ID": "id",
+        "SIFLOW_ACCESS_KEY_SECRET": 'se"c $r=t',
+        "OTHER": "a=b c",
+    }
     assert find_keys(Environment(file), file) == ("id", 'se"c $r=t')
 
 
@@ -91,13 +96,30 @@ def body(resources: dict[str, Any] | None = None, threads: int = 1, **settings: 
 def test_body_from_settings() -> None:
     """Every setting of the old task files is in the body."""
     made = body(
-        image_version="1", image_url="u", image_type="custom", priority="high", guarantee=True, fault_tolerance=2,
-        count_per_pod=10, volumes=["5:/v"], type="pytorchjob",
+        image_version="1",
+        image_url="u",
+        image_type="custom",
+        priority="high",
+        guarantee=True,
+        fault_tolerance=2,
+        count_per_pod=10,
+        volumes=["5:/v"],
+        type="pytorchjob",
     )
     assert made == {
-        "type": "pytorchjob", "image": "verl", "imageVersion": "1", "imageUrl": "u", "imageType": "custom", "workers": 0,
-        "resourcePool": "pool", "priority": "high", "guarantee": True, "instances": [{"name": "sci.c23-2", "countPerPod": 10}],
-        "volumes": [{"volumeId": 5, "mountDir": "/v"}], "datasets": [], "models": [],
+        "type": "pytorchjob",
+        "image": "verl",
+        "imageVersion": "1",
+        "imageUrl": "u",
+        "imageType": "custom",
+        "workers": 0,
+        "resourcePool": "pool",
+        "priority": "high",
+        "guarantee": True,
+        "instances": [{"name": "sci.c23-2", "countPerPod": 10}],
+        "volumes": [{"volumeId": 5, "mountDir": "/v"}],
+        "datasets": [],
+        "models": [],
         "enhancements": {"faultTolerance": {"enabled": True, "maxRetryCount": 2}},
     }
 
@@ -105,14 +127,22 @@ def test_body_from_settings() -> None:
 def test_resources_beat_settings() -> None:
     """What a rule says wins."""
     made = body(
-        {"siflow_instance": "a,b", "siflow_count_per_pod": 3, "siflow_pool": "other", "siflow_priority": "low", "siflow_guarantee": 1},
+        {
+            "siflow_instance": "a,b",
+            "siflow_count_per_pod": 3,
+            "siflow_pool": "other",
+            "siflow_priority": "low",
+            "siflow_guarantee": 1,
+        },
         count_per_pod=10,
     )
     assert made["instances"] == [{"name": "a", "countPerPod": 3}, {"name": "b", "countPerPod": 3}]
     assert (made["resourcePool"], made["priority"], made["guarantee"]) == ("other", "low", True)
 
 
-@pytest.mark.parametrize(("threads", "memory", "units"), [(1, 1, 1), (2, 8192, 1), (3, 100, 2), (1, 8193, 2), (7, 40000, 5)])
+@pytest.mark.parametrize(
+    ("threads", "memory", "units"), [(1, 1, 1), (2, 8192, 1), (3, 100, 2), (1, 8193, 2), (7, 40000, 5)]
+)
 def test_units_from_threads_and_memory(threads: int, memory: int, units: int) -> None:
     """With a table of sizes, threads and mem_mb become units per pod."""
     made = body({"mem_mb": memory}, threads, instance_size=["sci.c23-2:cpus=2,mem_mb=8192"])
@@ -122,15 +152,28 @@ def test_units_from_threads_and_memory(threads: int, memory: int, units: int) ->
 def test_template_is_under_the_settings(tmp_path: Path) -> None:
     """A template fills in what settings and rules leave open."""
     file = tmp_path / "task.yaml"
-    file.write_text("image: other\nresourcePool: fromfile\ninstances: [{name: t, countPerPod: 4}]\ntimezone: UTC\nguarantee: true\n")
+    file.write_text(
+        "image: other\nresourcePool: fromfile\ninstances: [{name: t, countPerPod: 4}]\ntimezone: UTC\nguarantee: true\n"
+    )
     made = TaskFactory(ExecutorSettings(image="verl", task_template=file)).body({}, 1, "r")
-    assert (made["image"], made["resourcePool"], made["timezone"], made["guarantee"]) == ("verl", "fromfile", "UTC", True)
+    assert (made["image"], made["resourcePool"], made["timezone"], made["guarantee"]) == (
+        "verl",
+        "fromfile",
+        "UTC",
+        True,
+    )
     assert made["instances"] == [{"name": "t", "countPerPod": 4}]
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("imagee: x\n", "did you mean image"), ("labels: {}\n", "not allowed"), ("workers: many\n", "type int"), ("[]", "mapping"), ("a: [", "task template")],
+    [
+        ("imagee: x\n", "did you mean image"),
+        ("labels: {}\n", "not allowed"),
+        ("workers: many\n", "type int"),
+        ("[]", "mapping"),
+        ("a: [", "task template"),
+    ],
 )
 def test_wrong_template(tmp_path: Path, text: str, said: str) -> None:
     """A wrong template is named with what is wrong in it."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from snakemake_executor_plugin_siflow import wrapper
 from snakemake_executor_plugin_siflow.folder import RunFolder
 
@@ -27,9 +28,22 @@ class Task:
         self.root = root
         self.label = f"{KEY}-a{attempt}"
         spec = {
-            "folder": str(self.folder.path), "key": KEY, "attempt": attempt, "generation": 0, "rule": "r", "workdir": str(root),
-            "command": command, "inputs": [], "outputs": [str(root / "out")], "updated": [], "env": {}, "secrets": [],
-            "log": str(self.folder.path / "logs" / f"{self.label}.log"), "lease": 2.0, "input_wait": 0.5, **more,
+            "folder": str(self.folder.path),
+            "key": KEY,
+            "attempt": attempt,
+            "generation": 0,
+            "rule": "r",
+            "workdir": str(root),
+            "command": command,
+            "inputs": [],
+            "outputs": [str(root / "out")],
+            "updated": [],
+            "env": {},
+            "secrets": [],
+            "log": str(self.folder.path / "logs" / f"{self.label}.log"),
+            "lease": 2.0,
+            "input_wait": 0.5,
+            **more,
         }
         self.folder.spec_path(self.label).write_text(json.dumps(spec))
         self.process: subprocess.Popen[bytes] | None = None
@@ -183,10 +197,16 @@ def test_a_newer_attempt_waits_for_the_older(tmp_path: Path) -> None:
     assert (tmp_path / "order").read_text() == "old\nnew\n"
 
 
-@pytest.mark.parametrize("value", [b"plain", b"it's \"a\" $HOME \\ `x` %s\n two lines\n", "schlüssel€".encode(), b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "value", [b"plain", b'it\'s "a" $HOME \\ `x` %s\n two lines\n', "schlüssel€".encode(), b"\xff\xfe"]
+)
 def test_secrets_arrive_byte_for_byte(tmp_path: Path, value: bytes) -> None:
     """A secret is in the variable and in the file, with every byte as it was."""
-    task = Task(tmp_path, f"{sys.executable} -c 'import os; open(\"out\", \"wb\").write(os.environb[b\"K\"])'; cat $K_FILE > file", secrets=["K"])
+    task = Task(
+        tmp_path,
+        f'{sys.executable} -c \'import os; open("out", "wb").write(os.environb[b"K"])\'; cat $K_FILE > file',
+        secrets=["K"],
+    )
     task.folder.write_secret("K", value)
     assert task.run() == wrapper.DONE
     assert (tmp_path / "out").read_bytes() == (tmp_path / "file").read_bytes() == value
@@ -204,5 +224,5 @@ def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 def test_a_profile_of_the_user_does_not_reach_the_inner_snakemake(tmp_path: Path) -> None:
     """SNAKEMAKE_PROFILE of the machine is not for the inner Snakemake."""
-    assert Task(tmp_path, "echo \"[$SNAKEMAKE_PROFILE]\" > out").run(SNAKEMAKE_PROFILE="x") == wrapper.DONE
+    assert Task(tmp_path, 'echo "[$SNAKEMAKE_PROFILE]" > out').run(SNAKEMAKE_PROFILE="x") == wrapper.DONE
     assert (tmp_path / "out").read_text() == "[]\n"

@@ -171,7 +171,7 @@ def test_many_records_are_indexed_and_merged(tmp_path: Path, monkeypatch: pytest
     _fill(tmp_path, range(1000))
     with AnswerStore(tmp_path, "m") as opened:
         assert len(opened._memory) < 64
-        assert len(opened._indexes) <= 3
+        assert len(opened._indexes) <= 3 and not opened._own_indexes
         assert [opened.find(_key(number))[0]["content"] for number in range(1000)] == [
             f"answer {n}" for n in range(1000)
         ]
@@ -194,6 +194,16 @@ def test_a_reader_finds_what_a_living_writer_has_written(tmp_path: Path) -> None
     with AnswerStore(tmp_path, "m") as writer:
         writer.append(_key(1), _record(1))
         assert _find(tmp_path, 1) == ["answer 1"]
+
+
+def test_a_journal_that_another_process_has_used_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that was opened before another process wrote, and goes on in its journal, indexes what that one wrote."""
+    monkeypatch.setattr(store, "_SMALL", 1)
+    _fill(tmp_path, range(3))
+    with AnswerStore(tmp_path, "m") as early:
+        _fill(tmp_path, range(3, 6))
+        early.append(_key(6), _record(6))
+    assert [_find(tmp_path, number) for number in range(7)] == [[f"answer {number}"] for number in range(7)]
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def minimal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "m.yaml").write_text("client_config: {base_url: http://127.0.0.1:1/v1}\nchat_config: {model: m}\n")
+    (tmp_path / "bad.yaml").write_text("client_config: {base_ur: http://127.0.0.1:1/v1}\nchat_config: {model: m}\n")
     (tmp_path / "shop.sqlite").write_bytes(b"")
     return {"input": {"path": "rows.jsonl"}, "models": [{"alias": "m", "config": "m.yaml"}]}
 
@@ -54,6 +55,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"models": [{"alias": "a/b", "config": "m.yaml"}]}, r"models\[0\]\.alias: found text 'a/b', which does not fit"),
     ({"models": [{"alias": "m", "config": "x.yaml"}]}, r"models\[0\]\.config: x\.yaml: no such file"),
     ({"prompt": {"template": "x.jinja"}}, r"prompt\.template: x\.jinja: no such file"),
+    ({"output_dir": "rows.jsonl"}, r"output_dir: rows\.jsonl: rows\.jsonl is not a folder"),
+    ({"answers_dir": "rows.jsonl/x"}, r"answers_dir: rows\.jsonl/x: .*rows\.jsonl is not a folder"),
+    (
+        {"models": [{"alias": "m", "config": "bad.yaml"}]},
+        r"model file bad\.yaml: client_config\.base_ur: unknown key; did you mean base_url\?",
+    ),
     ({"execute": {}}, r"execute: give one of database .* found neither"),
     ({"execute": {"database_dir": "nowhere"}}, r"execute\.database_dir: nowhere: no such folder"),
     ({"execute": {"database": "shop.sqlite"}, "clean": None}, r"execute needs the field sql"),
@@ -62,7 +69,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG)
-def test_a_wrong_config_says_which_key_and_what_is_allowed(minimal: dict[str, Any], change: dict[str, Any], message: str) -> None:
+def test_a_wrong_config_says_which_key_and_what_is_allowed(
+    minimal: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
     """One line: file, key, what was found, what is allowed."""
     with pytest.raises(ConfigError, match=message) as caught:
         complete_config({**minimal, **change}, "config my.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ def test_equal_rows_are_asked_once(work: Work) -> None:
 
 
 def test_samples_never_collapse(work: Work) -> None:
-    """k samples are k requests with k answers, and more samples later ask only for the new ones."""
+    """So many samples are as many requests and answers, and more samples later ask only for the new ones."""
     work.server.control(nondeterministic=True)
     work.rows("a", "b")
     assert work.run(samples=3).requests == 6
@@ -290,7 +291,7 @@ def test_offline_replays_and_misses_loudly(work: Work) -> None:
     work.rows("a", "b")
     work.run()
     before = (work.folder / "answered.jsonl").read_bytes()
-    work.client = {"base_url": "http://127.0.0.1:9/v1"}
+    work.client = {"base_url": "http://127.0.0.1:9/v1", "api_key_env": "A_KEY_THAT_NOBODY_HAS_SET"}
     assert work.run(offline=True).requests == 0
     assert (work.folder / "answered.jsonl").read_bytes() == before
     work.rows("a", "b", "c")
@@ -585,6 +586,55 @@ def test_the_store_is_shared_by_processes_and_files(work: Work) -> None:
         writer.append(b"k" * 32, {"sample_index": 0, "finish_reason": "stop", "answered_at": 1.0, "content": "x"})
         with AnswerStore(work.folder / "answers", "fake") as reader:
             assert [record["content"] for record in reader.find(b"k" * 32)] == ["x"]
+
+
+def test_idle_connections_that_the_server_closes_cost_nothing(work: Work) -> None:
+    """A request that met a connection closed while it was idle is sent again on a new one; no row fails by it."""
+    work.client = {"max_retries": 0}
+    work.server.control(keep_alive_s=0.002)
+    work.rows(*_names(1000))
+    counts = work.run(concurrency=16)
+    assert (counts.answered, counts.failed) == (1000, 0)
+    assert work.server.stats()["requests"] == 1000
+
+
+def test_text_that_is_no_utf8(work: Work) -> None:
+    """A lone surrogate or a NUL in an answer is kept, stored and found again as it came."""
+    work.server.control(content="\ud83d half \u0000 nul")
+    work.rows("a")
+    work.run()
+    assert work.run().requests == 0
+    assert work.read("answered")[0]["generation"] == "\ud83d half \u0000 nul"
+
+
+def test_a_gateway_without_a_server_is_an_outage(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows that all meet 503 wait, also when GET /models answers; one row alone that meets it fails."""
+    monkeypatch.setattr(endpoints, "PROBE_EVERY_S", 0.1)
+    monkeypatch.setattr(engine, "PROBE_EVERY_S", 0.1)
+    monkeypatch.setattr(engine, "backoff", lambda *_, **__: 0.01)
+    work.client = {"max_retries": 1}
+    work.server.control(faults={"503": 1.0})
+    work.rows(*_names(8))
+    timer = threading.Timer(0.7, lambda: work.server.control(faults={}, rows={"row 3": "503"}))
+    timer.start()
+    counts = work.run(concurrency=2)
+    timer.join()
+    assert (counts.answered, counts.failed) == (7, 1)
+
+
+def test_nothing_is_sent_after_an_interrupt(work: Work) -> None:
+    """When the run is cancelled, requests in flight are dropped and no new ones leave."""
+    work.server.control(latency_s=0.2)
+    work.rows(*_names(500))
+    signalled = threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGINT))
+    signalled.start()
+    with pytest.raises(KeyboardInterrupt):
+        work.run(concurrency=20)
+    signalled.join()
+    sent = work.server.stats()["requests"]
+    time.sleep(0.3)
+    assert work.server.stats()["requests"] == sent < 200
+    assert work.run().answered == 500
 
 
 def test_no_socket_is_left(work: Work) -> None:

@@ -77,6 +77,13 @@ def test_untouched_run_verifies(manifest: Path, tmp_path: Path) -> None:
     assert [(found.model, found.problems) for found in verify_run(tmp_path)] == [("teacher", [])]
 
 
+def test_a_run_may_be_moved(tmp_path: Path) -> None:
+    """A run that was moved or copied verifies where it lies now."""
+    make_manifest(tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert [found.problems for found in verify_run(tmp_path / "there")] == [[]]
+
+
 def _append(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b'{"sample_id":"zz","extra":1}\n')
 

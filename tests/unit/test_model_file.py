@@ -121,7 +121,7 @@ def test_keys_come_from_variables_and_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="line break"):
         _load(tmp_path, document, K="a\nb").key.read()
     document["client_config"] = {"api_key_file": str(tmp_path / "key")}
-    with pytest.raises(ConfigError, match="key file .* cannot be read"):
+    with pytest.raises(ConfigError, match=r"key file .* cannot be read"):
         _load(tmp_path, document).key.read()
     (tmp_path / "key").write_text("abc\n")
     assert _load(tmp_path, document).key.read() == "abc"

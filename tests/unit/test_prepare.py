@@ -30,7 +30,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def run(
-    folder: Path, *inputs: Path, chunks: int = 3, prompt: Prompt | None = None, input: dict[str, Any] | None = None, **settings: Any
+    folder: Path,
+    *inputs: Path,
+    chunks: int = 3,
+    prompt: Prompt | None = None,
+    input: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> tuple[PrepareCounts, Outputs]:
     properties = load_schema("config")["properties"]
     outputs = Outputs(
@@ -130,7 +135,9 @@ def test_repeated_rows_are_dropped_marked_or_kept(tmp_path: Path, mode: Any, kep
         ]
 
 
-def test_duplicates_are_found_when_the_digests_are_spilled_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duplicates_are_found_when_the_digests_are_spilled_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a buffer of eight rows, repeats far apart are found just the same, and in input order."""
     monkeypatch.setattr("potstill.duplicates._BUFFERED_ROWS", 8)
     rows = [{"question": number % 300} for number in range(1000)]
@@ -167,7 +174,9 @@ def test_bad_lines_are_written_out_with_file_line_and_reason(tmp_path: Path) -> 
     counts, outputs = run(tmp_path, path, max_line_bytes=2000)
     rejected = read_jsonl(outputs.rejected)
     assert counts.rows == 2
-    assert [(bad["file"], bad["line"]) for bad in rejected] == [(str(path), number) for number in range(2, 2 + len(BAD_LINES))]
+    assert [(bad["file"], bad["line"]) for bad in rejected] == [
+        (str(path), number) for number in range(2, 2 + len(BAD_LINES))
+    ]
     for bad, reason in zip(rejected, BAD_LINES.values(), strict=True):
         assert reason in bad["reason"]
 
@@ -176,7 +185,9 @@ def test_too_many_bad_lines_stop_the_run_and_leave_their_evidence(tmp_path: Path
     """The error says how many, how many are allowed, the first reasons, and where the rest is."""
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"bad\n" + b"".join(json.dumps(row).encode() + b"\n" for row in ROWS))
-    with pytest.raises(InputError, match=r"1 of 11 input lines are bad.*max_bad_ratio \(0\.01\).*in\.jsonl: line 1: not JSON"):
+    with pytest.raises(
+        InputError, match=r"1 of 11 input lines are bad.*max_bad_ratio \(0\.01\).*in\.jsonl: line 1: not JSON"
+    ):
         run(tmp_path, path, max_bad_ratio=0.01)
     assert len(read_jsonl(tmp_path / "logs/rejected.jsonl")) == 1
 

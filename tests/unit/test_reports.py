@@ -170,7 +170,12 @@ def test_agreement_and_pass_at_k() -> None:
     assert report["agreement_prompts"] == 2
     assert report["agreement_mean"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert report["agreement_unanimous"] == 0
-    assert report["pass_at_k"] == pytest.approx({"1": (2 / 3 + 0 + 1) / 3, "2": (1 + 0) / 2, "3": 1.0})
+    # Prompt c has no usable gold: it says nothing of the teacher.
+    assert report["pass_at_k"] == pytest.approx({"1": (2 / 3 + 0) / 2, "2": (1 + 0) / 2, "3": 1.0})
+    without_gold = Agreement()
+    without_gold.add({"sample_id": "c", "result_signature": "1", "gold_match": None, "exec_pass": True})
+    without_gold.add({"sample_id": "c", "result_signature": None, "gold_match": None, "exec_pass": False})
+    assert without_gold.as_dict()["pass_at_k"] == {"1": 0.5, "2": 1.0}
     assert Agreement().as_dict()["pass_at_k"] == {}
 
 
@@ -239,6 +244,22 @@ def test_without_prices_money_is_not_known(tmp_path: Path) -> None:
     report = write_cost_report(tmp_path / "cost.json", model="teacher", files=files, prices=None)
     assert report["prompt_tokens"] > 0
     assert report["cost_total"] is report["cost_per_accepted_row"] is report["cost_saved_by_store"] is None
+
+
+def test_judge_is_paid_too(tmp_path: Path) -> None:
+    """What a judge cost is part of the total; where its price is not known, the total is not known either."""
+    ends = make_rows(60, 0)
+    for row in ends["kept"]:
+        row["judge_usage"] = {"prompt_tokens": 10, "completion_tokens": 2, "cost": 0.25}
+    write_model(tmp_path, ends)
+    files, prices = ModelFiles.of(tmp_path), Prices(input=0.0, output=0.0)
+    report = write_cost_report(tmp_path / "cost.json", model="teacher", files=files, prices=prices)
+    assert report["judge_prompt_tokens"] == 10 * len(ends["kept"])
+    assert report["cost_total"] == report["cost_judge"] == 0.25 * len(ends["kept"])
+    del ends["kept"][0]["judge_usage"]["cost"]
+    write_model(tmp_path, ends)
+    report = write_cost_report(tmp_path / "cost.json", model="teacher", files=files, prices=prices)
+    assert report["cost_total"] is report["cost_judge"] is None
 
 
 def test_answers_from_before_the_run_were_saved_by_the_store(tmp_path: Path) -> None:

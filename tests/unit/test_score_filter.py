@@ -367,19 +367,18 @@ def test_the_cap_by_chunks_and_then_over_all_is_the_cap_over_all() -> None:
 
 # --------------------------------------------------------------------------------------------- a user's package
 
-#: The example of the documentation: a package of one module that adds a filter and a scorer.
-PLUGIN = """
-def no_star(settings):
-    def check(row):
-        return "select_star" if "*" in row["sql"] else None
-    return check
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "filters.md"
 
-def brevity(settings):
-    return lambda row: max(0.0, 1.0 - len(row["sql"]) / settings["chars"])
-"""
+
+def example() -> str:
+    """Return the module that the documentation shows."""
+    return DOCUMENTATION.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+
+
 ENTRY_POINTS = """
 [potstill.filters]
 no_star = shop_checks:no_star
+failing = shop_checks:failing
 broken = shop_checks:missing
 [potstill.scorers]
 brevity = shop_checks:brevity
@@ -392,7 +391,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "site"
     metadata = site / "shop_checks-1.0.dist-info"
     metadata.mkdir(parents=True)
-    (site / "shop_checks.py").write_text(PLUGIN)
+    (site / "shop_checks.py").write_text(
+        example() + "\n\ndef failing(settings):\n    return lambda row: row['absent']\n"
+    )
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shop-checks\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
     monkeypatch.syspath_prepend(str(site))
@@ -406,6 +407,13 @@ def test_a_users_filter(tmp_path: Path) -> None:
     kept, rejected = sift(tmp_path, rows, plugins=[{"name": "no_star", "settings": {}}])
     assert [item["sample_id"] for item in kept] == ["s1"]
     assert rejected[0]["reject_reasons"] == ["select_star"]
+
+
+@pytest.mark.usefixtures("package")
+def test_a_users_filter_that_fails(tmp_path: Path) -> None:
+    """A filter that raises stops the job, with its name and the row's."""
+    with pytest.raises(ConfigError, match="'failing' failed on row s1: KeyError"):
+        sift(tmp_path, [row(1)], plugins=[{"name": "failing"}])
 
 
 @pytest.mark.usefixtures("package")

@@ -61,7 +61,12 @@ def run(
     """Execute rows and return them."""
     source, output = folder / "rows-in.jsonl", folder / "rows-out.jsonl"
     source.write_bytes(b"".join(map(dumps, rows)))
-    execute_rows(source, output, settings={"timeout_s": 1, "kill_grace_s": 0.5, **settings}, gold_audit=gold_audit)
+    execute_rows(
+        source,
+        output,
+        settings={"timeout_s": 3, "kill_grace_s": 1, "max_vm_steps": 40_000_000, **settings},
+        gold_audit=gold_audit,
+    )
     return list(read_rows(output))
 
 
@@ -141,9 +146,12 @@ def test_limits_name_themselves(database: Path) -> None:
 
 def test_the_clock_is_behind_the_step_budget(database: Path) -> None:
     """Without a step budget the time limit stops a statement."""
-    with contextlib.closing(SqliteEngine(Limits(timeout_s=0.2, max_vm_steps=10**12))) as engine:
-        with pytest.raises(QueryError, match=r"stopped after 0\.2 s") as caught:
-            engine.run(uri(database), ENDLESS)
+    limits = Limits(timeout_s=0.2, max_vm_steps=10**12)
+    with (
+        contextlib.closing(SqliteEngine(limits)) as engine,
+        pytest.raises(QueryError, match=r"stopped after 0\.2 s") as caught,
+    ):
+        engine.run(uri(database), ENDLESS)
     assert caught.value.error_class == "timeout"
 
 
@@ -248,7 +256,8 @@ def is_alive(process: int) -> bool:
 
 def test_memory_is_bounded_in_the_worker(tmp_path: Path, database: Path) -> None:
     """A statement that gathers memory ends with its class, and the next one runs."""
-    hungry = "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 400) SELECT count(DISTINCT x || hex(zeroblob(900000))) FROM c"
+    numbers = "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 400)"
+    hungry = f"{numbers} SELECT count(DISTINCT x || hex(zeroblob(900000))) FROM c"
     found = run(
         tmp_path,
         [{"sql": hungry}, {"sql": "SELECT 1"}],
@@ -547,3 +556,20 @@ def test_the_command_line_writes_its_output_and_nothing_else(
     assert [path.name for path in here.iterdir()] == ["out.jsonl"]
     assert main([*words[:-1], str(tmp_path / "none.sqlite")]) == 78
     assert "no such file" in capsys.readouterr().err
+
+
+def test_bombs_cost_no_more_than_their_own_time(tmp_path: Path, database: Path) -> None:
+    """A chunk with a bomb in every tenth row spends its time on the bombs; no other row is touched by them."""
+    rows = [{"sql": f"SELECT {number}", "gold_sql": f"SELECT {number}"} for number in range(100)]
+    for number in range(0, 100, 10):
+        rows[number]["sql"] = f"{ENDLESS} /* {number} */"
+    found = run(tmp_path, rows, database=str(database), max_vm_steps=3_000_000)
+    assert {row["exec_error_class"] for row in found[::10]} == {"timeout"}
+    assert all(row["gold_match"] for number, row in enumerate(found) if number % 10)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "nan", "inf"])
+def test_a_time_limit_is_a_time(seconds: Any, tmp_path: Path, database: Path) -> None:
+    """No time, and time without end, are refused."""
+    with pytest.raises(ConfigError, match="above 0"):
+        run(tmp_path, [{"sql": "SELECT 1"}], database=str(database), timeout_s=seconds)

@@ -56,10 +56,9 @@ def test_status_counts_chunks_and_rows(run_dir: Path) -> None:
     teacher = status.models[0]
     assert (teacher.answered, teacher.failed, teacher.not_asked) == (27, 2, 1)
     assert teacher.stages == {"generated": (1, 30), "cleaned": (1, 27)}
-    assert teacher.under_way == 9
+    assert (teacher.under_way, teacher.rate) == (9, 0.5)
     assert dict(teacher.errors) == {"timeout": 2}
     assert teacher.money == pytest.approx(sum(row["usage"]["prompt_tokens"] for row in make_rows(90)["kept"][:27]))
-    assert teacher.rate is not None
 
 
 def test_status_lines(run_dir: Path) -> None:
@@ -70,6 +69,16 @@ def test_status_lines(run_dir: Path) -> None:
     assert "errors: timeout 2" in text
     assert "left: 51 rows" in text
     assert "USD" in text
+
+
+def test_status_of_a_silent_run(run_dir: Path) -> None:
+    """Where no job is at work the rate is that of the finished chunks' last answers."""
+    log = run_dir / "logs" / "generate_answers" / "teacher" / "0002.log"
+    os.utime(log, (1777885220, 1777885220))
+    teacher = StatusReader(run_dir).read().models[0]
+    assert teacher.under_way == 9
+    assert teacher.rate is not None
+    assert teacher.rate > 1
 
 
 def test_status_of_a_run_that_has_just_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,7 +99,12 @@ class Run:
         """Start Snakemake, in a process group of its own."""
         with (self.folder / "snakemake.log").open("ab") as log:
             return subprocess.Popen(
-                self.command(*arguments), cwd=self.folder, stdout=log, stderr=log, start_new_session=True, env=environment()
+                self.command(*arguments),
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=environment(),
             )
 
     def read(self, name: str, model: str = "m") -> list[dict[str, Any]]:
@@ -108,7 +113,9 @@ class Run:
 
     def outcomes(self, model: str = "m") -> dict[str, bytes]:
         """Return the bytes of the files that two runs over the same answers share."""
-        return {name: (self.results / model / f"{name}.jsonl").read_bytes() for name in ("merged", "rejected", "failed")}
+        return {
+            name: (self.results / model / f"{name}.jsonl").read_bytes() for name in ("merged", "rejected", "failed")
+        }
 
     def requests(self) -> int:
         """Return how many requests the generate jobs of the last start sent, by their logs."""

@@ -96,9 +96,16 @@ def test_a_cascade_asks_the_large_teacher_only_what_the_small_one_did_not_solve(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cascade": ["m", "big"]}, "cascade: big: no model has this alias"),
+        ({"cascade": ["m", "big"]}, "cascade: big: no teacher has this alias"),
         ({"cascade": ["m"]}, "cascade: found one model"),
         ({"cascade": ["m", "n"], "filter": None}, "cascade: without a filter"),
+        ({"generate": {"target_kept": 5}, "filter": None}, "generate.target_kept: without a filter"),
+        ({"rounds": {"max": 2, "samples": 2}, "generate": {"samples": 3}}, "generate.samples: found 3 beside `rounds`"),
+        ({"rounds": {"max": 2}, "execute": None, "filter": {}}, "rounds.stop_when: gold_match needs `execute`"),
+        (
+            {"rounds": {"max": 2}, "execute": {"database": "db.sqlite", "gold_field": None}},
+            "rounds.stop_when: gold_match needs `execute.gold_field`",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_meant_is_refused(

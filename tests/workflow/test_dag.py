@@ -11,7 +11,11 @@ from tests.workflow.runs import MODEL, ROOT, SNAKEMAKE, Run, run
 def rules_of(output: str) -> dict[str, int]:
     """Return the job counts that a dry run prints."""
     table = output.rpartition("Job stats:")[2].partition("total")[0]
-    return {line.split()[0]: int(line.split()[1]) for line in table.splitlines() if len(line.split()) == 2 and line.split()[1].isdigit()}
+    return {
+        line.split()[0]: int(line.split()[1])
+        for line in table.splitlines()
+        if len(line.split()) == 2 and line.split()[1].isdigit()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +108,10 @@ def test_a_failing_model_does_not_hurt_another(tmp_path: Path) -> None:
     """With --keep-going the second model's rows are merged although the first model's key is missing."""
     models = [{"alias": "bad", "config": "bad.yaml"}, {"alias": "m", "config": "model.yaml"}]
     small = Run(tmp_path, rows=8, config={"models": models, "chunks": {"count": 2}})
-    small.write_model("bad.yaml", {**MODEL, "client_config": {"base_url": "http://127.0.0.1:9/v1", "api_key_env": "NO_SUCH_KEY"}, "server": None})
+    small.write_model(
+        "bad.yaml",
+        {**MODEL, "client_config": {"base_url": "http://127.0.0.1:9/v1", "api_key_env": "NO_SUCH_KEY"}, "server": None},
+    )
     done = small.snakemake("--keep-going", check=False)
     assert done.returncode == 1
     assert "NO_SUCH_KEY" in done.stdout
@@ -136,6 +143,12 @@ def test_config_on_the_command_line_alone_changes_the_demo() -> None:
     output = run([*SNAKEMAKE, "--snakefile", str(ROOT / "Snakefile"), "-n", "--config", "run=other"], ROOT).stdout
     assert "results/other/teacher/merged.jsonl" in output
     assert rules_of(output)["execute_answers"] == 4
+
+
+def test_nested_values_on_the_command_line_have_their_type() -> None:
+    """`--config chunks='{count: 7}'` is a number, though Snakemake leaves it as text."""
+    command = [*SNAKEMAKE, "--snakefile", str(ROOT / "Snakefile"), "-n", "--config", "run=other", "chunks={count: 7}"]
+    assert rules_of(run(command, ROOT).stdout)["execute_answers"] == 7
 
 
 FOREIGN = """

@@ -22,7 +22,7 @@ from potstill.workflow import (
 gc.set_threshold(200_000, 20, 100)
 
 try:
-    PLAN = plan_run(config, workflow.configfiles)
+    PLAN = plan_run(config, workflow.configfiles, workflow.config_settings.config)
 except PotstillError as error:
     raise WorkflowError(str(error)) from None
 

@@ -18,7 +18,7 @@ rule write_config:
     resources:
         mem_mb=300,
     params:
-        config=PLAN.config,
+        **PLAN.config_params,
     message:
         "Writing the config of this run"
     script:

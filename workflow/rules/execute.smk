@@ -9,6 +9,7 @@ if PLAN.has("execute"):
         input:
             rows=PLAN.stage_input("execute"),
             gold=PLAN.gold_audit,
+            variants=PLAN.variants,
         output:
             rows=PLAN.stage_output("execute"),
         log:
@@ -20,7 +21,7 @@ if PLAN.has("execute"):
         priority: PLAN.priority
         conda:
             "../../environment.yml"
-        threads: 1
+        threads: PLAN.workers
         resources:
             mem_mb=1000,
         params:
@@ -31,6 +32,7 @@ if PLAN.has("execute"):
             '"$POTSTILL_PYTHON" "$POTSTILL_SCRIPTS"/execute_answers.py'
             " --rows {input.rows:q}"
             " --gold {input.gold:q}"
+            " --variants {input.variants:q}"
             " --output {output.rows:q}"
             " --settings {params.settings:q}"
             " --log {log:q}"

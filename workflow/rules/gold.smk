@@ -19,7 +19,7 @@ if PLAN.has("execute"):
             f"{RUN}/benchmarks/audit_gold/audit_gold.tsv"
         conda:
             "../../environment.yml"
-        threads: 1
+        threads: PLAN.workers
         resources:
             mem_mb=1000,
         params:

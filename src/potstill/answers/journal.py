@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from potstill.answers.key import PREFIX_BYTES
 from potstill.errors import StoreError
@@ -225,16 +225,31 @@ def _hint(place: Place) -> bytes:
 def read_hints(path: Path, start: int = 0) -> Iterator[Place]:
     """Yield the places that a journal's `.keys` file names from a byte of the journal on, up to the first torn one."""
     try:
-        data = path.with_suffix(".keys").read_bytes()
+        stream = path.with_suffix(".keys").open("rb")
     except FileNotFoundError:
         return
-    end = 0
-    for prefix, offset, length, crc in _HINT.iter_unpack(data[: len(data) - len(data) % _HINT.size]):
-        if offset != end or zlib.crc32(_HINT_HEAD.pack(prefix, offset, length)) != crc:
-            return
-        if offset >= start:
-            yield Place(prefix, offset, length)
-        end = offset + length
+    with stream:
+        stream.seek(_find_hint(stream, start) * _HINT.size)
+        end = start
+        while block := stream.read(_HINT.size * 4096):
+            for prefix, offset, length, crc in _HINT.iter_unpack(block[: len(block) - len(block) % _HINT.size]):
+                if offset != end or zlib.crc32(_HINT_HEAD.pack(prefix, offset, length)) != crc:
+                    return
+                yield Place(prefix, offset, length)
+                end = offset + length
+
+
+def _find_hint(stream: IO[bytes], start: int) -> int:
+    """Return the number of the first hint that points at a byte or beyond, by halving: hints are in order."""
+    low, high = 0, stream.seek(0, os.SEEK_END) // _HINT.size
+    while low < high:
+        middle = (low + high) // 2
+        stream.seek(middle * _HINT.size)
+        if _HINT.unpack(stream.read(_HINT.size))[1] < start:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def places(path: Path, start: int) -> Iterator[Place]:

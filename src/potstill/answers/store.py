@@ -22,7 +22,7 @@ from potstill.rows import disk_errors, loads, publish_json
 FORMAT = 1
 
 #: So many keys without an index are kept in memory; more become an index of their own.
-_MEMORY_KEYS = 1 << 17
+_MEMORY_KEYS = 1 << 14
 #: So many keys without an index are cheaper to read again at each start than to index.
 _SMALL = 1 << 12
 #: More index files than this are merged into one.
@@ -48,6 +48,10 @@ class AnswerStore:
         self._memory: dict[bytes, Found | list[Found]] = {}
         self._covered: dict[str, int] = {}
         self._indexes: list[Index] = []
+        self._own_indexes: list[Index] = []
+        self._own_keys = KeyFilter()
+        self._own_sizes: dict[str, int] = {}
+        self._ends: dict[str, int] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
         _check_format(self.folder, model)
         self._load()
@@ -76,7 +80,10 @@ class AnswerStore:
         prefix = key[:PREFIX_BYTES]
         in_memory = self._memory.get(prefix)
         found = [] if in_memory is None else [in_memory] if isinstance(in_memory, Found) else list(in_memory)
-        found += self._find_indexed(prefix)
+        if self._indexes:
+            found += self._find_indexed(prefix)
+        if self._own_indexes and prefix in self._own_keys:
+            found += [place for index in self._own_indexes for place in index.find(prefix)]
         if not found:
             return []
         records = [self._read(place) for place in dict.fromkeys(found)]
@@ -138,9 +145,12 @@ class AnswerStore:
             self._next_journal()
         assert self._journal is not None
         place = self._journal.append(key[:PREFIX_BYTES], journals.encode({"key": key.hex(), **record}))
-        self._remember(place, self._journal.path.name)
+        name = self._journal.path.name
+        self._remember(place, name)
+        self._own_keys.add(place.prefix)
+        self._own_sizes[name] = self._journal.size
         if len(self._memory) >= _MEMORY_KEYS:
-            self._index_news()
+            self._index_own()
 
     @property
     def journal(self) -> Journal | None:
@@ -151,6 +161,11 @@ class AnswerStore:
         if self._journal is not None:
             self._journal.close()
         self._journal = open_journal(self.folder / "journals")
+        # Another process may have held it since this store was opened: what it wrote must be in the index too.
+        path = self._journal.path
+        for place in journals.places(path, self._ends.get(path.name, 0)):
+            self._remember(place, path.name)
+        self._ends[path.name] = self._own_sizes[path.name] = self._journal.size
 
     def _remember(self, place: Place, name: str) -> None:
         found = Found(name, place.offset, place.length)
@@ -167,18 +182,18 @@ class AnswerStore:
                 self._journal.close()
                 self._journal = None
                 if len(self._memory) >= _SMALL:
-                    self._index_news()
-                if len(self._indexes) > _MAX_INDEXES:
+                    self._index_own()
+                if len(self._indexes) + len(self._own_indexes) > _MAX_INDEXES:
                     self.compact()
         finally:
             self._close_files()
 
     def _close_files(self) -> None:
-        for index in self._indexes:
+        for index in (*self._indexes, *self._own_indexes):
             index.close()
         while self._files:
             os.close(self._files.popitem()[1])
-        self._indexes = []
+        self._indexes, self._own_indexes = [], []
 
     # -- index ------------------------------------------------------------------------------------------------
 
@@ -188,6 +203,7 @@ class AnswerStore:
         self._memory.clear()
         self._indexes = _choose(self.folder / "index")
         self._covered = _covered(self._indexes)
+        self._ends = dict(self._covered)
         news = NewEntries()
         for path in self.journal_files():
             start = self._covered.get(path.name, 0)
@@ -195,42 +211,84 @@ class AnswerStore:
                 self._take_in(path, start, news)
         if len(news) >= _SMALL:
             self._publish([news])
+        if len(self._indexes) > _MAX_INDEXES:
+            self.compact()
 
     def _take_in(self, path: Path, start: int, news: NewEntries) -> None:
         """Add the uncovered end of a journal to what will be indexed, and to memory for as long as it is not."""
         places = list(journals.places(path, start))
-        news.add_span(path.name, places, start)
+        self._ends[path.name] = news.add_span(path.name, places, start)
         for place in places:
             self._remember(place, path.name)
         if len(news) >= _MEMORY_KEYS:
             self._publish([news])
             news.clear()
 
-    def _index_news(self) -> None:
-        news = NewEntries()
-        for path in self.journal_files():
-            start = self._covered.get(path.name, 0)
-            if path.stat().st_size > start:
-                news.add_span(path.name, journals.places(path, start), start)
-        self._publish([news])
-
     def _publish(self, parts: list[Index | NewEntries]) -> None:
-        index = open_index(write_index(self.folder / "index", parts))
-        if index is None:
-            raise StoreError(f"{self.folder}/index: an index was written and cannot be read back; look at the disk")
-        self._indexes.append(index)
+        """Make an index and use it instead of the keys in memory."""
+        self._indexes.append(self._write(parts))
         self._covered = _covered(self._indexes)
         self._memory.clear()
 
+    def _write(self, parts: list[Index | NewEntries]) -> Index:
+        index = open_index(write_index(self.folder / "index", parts))
+        if index is None:
+            raise StoreError(f"{self.folder}/index: an index was written and cannot be read back; look at the disk")
+        return index
+
+    def _index_own(self) -> None:
+        """Make an index of what this process has appended, and keep only the rest in memory."""
+        news = NewEntries()
+        mine: dict[str, list[Place]] = {name: [] for name in self._own_sizes}
+        rest: dict[bytes, Found | list[Found]] = {}
+        for prefix, found in self._memory.items():
+            for place in [found] if isinstance(found, Found) else found:
+                if place.journal in mine:
+                    mine[place.journal].append(Place(prefix, place.offset, place.length))
+                else:
+                    rest[prefix] = found
+        for name, places in mine.items():
+            start = self._covered.get(name, 0)
+            if self._own_sizes[name] > start:
+                news.add_span(name, sorted(places, key=lambda place: place.offset), start)
+                self._covered[name] = self._own_sizes[name]
+        self._own_indexes.append(self._write([news]))
+        self._memory = rest
+
     def compact(self) -> None:
         """Merge all indexes into one and remove those that it covers."""
-        old = list(self._indexes)
-        if len(old) > 1:
-            self._publish([*old])
-            self._indexes = self._indexes[-1:]
-            for index in old:
-                index.path.unlink(missing_ok=True)
-                index.close()
+        old = [*self._indexes, *self._own_indexes]
+        if len(old) < 2:
+            return
+        merged = self._write([*old])
+        for index in old:
+            index.path.unlink(missing_ok=True)
+            index.close()
+        self._indexes, self._own_indexes = [merged], []
+        self._covered = _covered(self._indexes)
+
+
+class KeyFilter:
+    """A set of keys in four megabytes that may say yes for a key it does not hold, and never no for one it does.
+
+    Two bits per key, as B. H. Bloom described it in 1970; keys are hashes already, so their bytes are the places.
+    """
+
+    def __init__(self) -> None:
+        self._bits = bytearray(1 << 22)
+
+    def add(self, key: bytes) -> None:
+        """Put a key in."""
+        for place in _places(key):
+            self._bits[place >> 3] |= 1 << (place & 7)
+
+    def __contains__(self, key: bytes) -> bool:
+        return all(self._bits[place >> 3] >> (place & 7) & 1 for place in _places(key))
+
+
+def _places(key: bytes) -> tuple[int, int]:
+    number = int.from_bytes(key[:8], "big")
+    return number & 0x1FFFFFF, number >> 32 & 0x1FFFFFF
 
 
 def read_format(folder: Path) -> dict[str, Any]:

@@ -353,7 +353,7 @@ def _record_of(response: Any, row: Row) -> dict[str, Any]:
     if isinstance(response, dict):
         reply = read_document(response, b"")
         if isinstance(reply, Fault):
-            raise ValueError(f"the reply is no answer: {reply.message}")
+            raise ValueError(f"the reply is no answer: {reply.message}")  # noqa: TRY004 - a bad row, not a bad type
         choice, usage, served = reply.choices[0], reply.usage, reply.served_model
         response, reasoning, tool_calls, finish = (
             choice.content,

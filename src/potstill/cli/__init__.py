@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "agreement": "compare a student's scores with its teacher's, row by row",
     "push": "upload a dataset folder to the Hugging Face hub",
     "preview": "show rendered prompts and request bodies; nothing is sent",
+    "estimate": "count the tokens and the cost of a run before it begins; nothing is sent",
     "status": "show how far a run is, from its files alone",
     "verify": "check a finished run's files against its manifests, and its labels by running the SQL again",
     "compare": "compare two runs: config, and which rows moved between kept and rejected",

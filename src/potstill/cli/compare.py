@@ -1,4 +1,4 @@
-"""compare two runs: what changed in the config, which rows moved between kept and rejected."""
+"""Compare two runs: what changed in the config, which rows moved between kept and rejected."""
 
 from __future__ import annotations
 

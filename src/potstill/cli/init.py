@@ -74,7 +74,9 @@ show-failed-logs: true
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `potstill init`."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder to make; files that exist are never touched")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="the folder to make; files that exist are never touched"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,8 +104,10 @@ def run(args: argparse.Namespace) -> int:
             path.write_text(text)
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-    print(f"wrote {', '.join(files)} to {args.folder}\n"
-          f"  1. put your rows into rows.jsonl, your prompt into prompt.jinja, your teacher into model.yaml\n"
-          f"  2. cd {args.folder} && potstill preview config.yaml\n"
-          f"  3. snakemake --profile profile -n     then without -n")
+    print(
+        f"wrote {', '.join(files)} to {args.folder}\n"
+        f"  1. put your rows into rows.jsonl, your prompt into prompt.jinja, your teacher into model.yaml\n"
+        f"  2. cd {args.folder} && potstill preview config.yaml\n"
+        f"  3. snakemake --profile profile -n     then without -n"
+    )
     return 0

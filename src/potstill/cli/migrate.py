@@ -9,7 +9,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument("task", type=Path, metavar="TASK.yaml", help="a batch_distillation_submit or merge_distillation_results file")
+    parser.add_argument(
+        "task", type=Path, metavar="TASK.yaml", help="a batch_distillation_submit or merge_distillation_results file"
+    )
     parser.add_argument("--output-dir", type=Path, required=True, help="folder for config.yaml and profiles/siflow/")
 
 

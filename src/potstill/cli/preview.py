@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the first rows' conversations and, for each model, the request's body."""
     config = load_config(args.config)
-    rows = list(itertools.islice(_prepared(config), args.n))
+    rows = list(itertools.islice(prepared_rows(config), args.n))
     if not rows:
         raise InputError(f"{', '.join(config['input']['path'])}: no usable row")
     for number, row in enumerate(rows, start=1):
@@ -42,12 +42,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepared(config: Config) -> Iterator[Row]:
+def prepared_rows(config: Config) -> Iterator[Row]:
     """Yield the rows as `prepare_rows` makes them; say what is wrong with a line that is none."""
     template = config["prompt"]["template"]
-    prompt = Prompt(
-        template and Path(template), config["prompt"]["system"], config["prompt"]["messages_field"]
-    )
+    prompt = Prompt(template and Path(template), config["prompt"]["system"], config["prompt"]["messages_field"])
     maker = RowMaker(config["input"], config["prepare"], prompt)
     with tempfile.TemporaryDirectory() as folder, publish(Path(folder) / "rejected.jsonl") as rejected:
         inputs = config["input"]["path"]

@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a JSONL file, plain, .gz or .zst")
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder of the chunk files")
     size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument("--chunks", type=positive_int, metavar="N", help="number of chunks; their sizes differ by one row")
+    size.add_argument(
+        "--chunks", type=positive_int, metavar="N", help="number of chunks; their sizes differ by one row"
+    )
     size.add_argument("--rows", type=positive_int, metavar="N", help="rows in a chunk, at most")
 
 

@@ -1,4 +1,4 @@
-"""show how far a run is, from its files alone: chunks, rows, errors, rate, time left, money."""
+"""Show how far a run is, from its files alone: chunks, rows, errors, rate, time left, money."""
 
 from __future__ import annotations
 

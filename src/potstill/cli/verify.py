@@ -1,4 +1,4 @@
-"""verify a finished run: every file against the manifest and, with --execute, the labels by running the SQL again."""
+"""Verify a finished run: every file against the manifest and, with --execute, the labels by running the SQL again."""
 
 from __future__ import annotations
 

@@ -28,7 +28,9 @@ def _table(schema_name: str, section: str) -> str:
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     required = set(subschema.get("required", ()))
     for key, value in _rows(subschema, deep=bool(section)):
-        default = "**required**" if key in required else f"`{json.dumps(value['default'])}`" if "default" in value else ""
+        default = (
+            "**required**" if key in required else f"`{json.dumps(value['default'])}`" if "default" in value else ""
+        )
         lines.append(f"| `{key}` | {_type(value)} | {default} | {_escape(value.get('description', ''))} |")
     return "\n".join(lines) + "\n"
 

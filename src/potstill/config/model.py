@@ -185,8 +185,8 @@ def _refuse_inline_keys(document: dict[str, Any], path: Path) -> None:
         remember(str(key))
         raise ConfigError(
             f"{path}: client_config.api_key holds a key; keys never stand in a file of the project. Put it into a "
-            "variable (export TEACHER_KEY=…) and write `api_key_env: TEACHER_KEY` instead, or into a file "
-            "of its own and write `api_key_file: FILE`. (EMPTY, none and dummy may stand, for servers that need no key.)"
+            "variable (export TEACHER_KEY=…) and write `api_key_env: TEACHER_KEY` instead, or into "
+            "a file of its own and write `api_key_file: FILE`. (EMPTY, none and dummy may stand, for servers that need no key.)"
         )
     for name, value in _texts(client, "client_config"):
         if looks_like_key(value) or name.rpartition(".")[2].lower() in {"authorization", "api-key", "x-api-key"}:

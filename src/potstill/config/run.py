@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from potstill.config.locate import find_file
+from potstill.config.model import load_model
 from potstill.config.schema import complete, format_key, load_yaml
 from potstill.errors import ConfigError, InputError
 from potstill.readers import expand_inputs
@@ -53,14 +55,14 @@ def complete_config(config: Mapping[str, Any], where: str) -> Config:
     _refuse_secrets(config, where)
     completed = complete(config, "config", where)
     if "clean" not in completed:
-        default = {} if completed["execute"] is not None else None
+        default: Config | None = {} if completed["execute"] is not None else None
         completed = complete({**config, "clean": default}, "config", where)
     if completed["execute"] is None:
         completed["score"] = None
     _check_models(completed, where)
     _check_cascade(completed, where)
     if completed["generate"]["target_kept"] is not None and completed["filter"] is None:
-        raise ConfigError(f"{where}: generate.target_kept: without a filter nothing is known as kept; say in `filter` what is")
+        raise ConfigError(f"{where}: generate.target_kept: without a filter nothing is known as kept; set `filter`")
     _complete_rounds(completed, where)
     _check_execute(completed, where)
     _find_files(completed, where)
@@ -94,7 +96,9 @@ def _check_models(config: Config, where: str) -> None:
         alias = model["alias"]
         # Folders of two names that differ in case only are one on some filesystems.
         if alias.lower() in seen:
-            raise ConfigError(f"{where}: models[{number}].alias: {alias} is taken ({seen[alias.lower()]}); give each its own")
+            raise ConfigError(
+                f"{where}: models[{number}].alias: {alias} is taken ({seen[alias.lower()]}); give each its own"
+            )
         seen[alias.lower()] = alias
     if any(model["role"] == "student" for model in config["models"]):
         if all(model["role"] == "student" for model in config["models"]):
@@ -109,15 +113,17 @@ def _check_cascade(config: Config, where: str) -> None:
         return
     teachers = [model["alias"] for model in config["models"] if model["role"] != "student"]
     if unknown := [alias for alias in cascade if alias not in teachers]:
-        raise ConfigError(f"{where}: cascade: {unknown[0]}: no model has this alias (no student may); found {', '.join(teachers)}")
+        raise ConfigError(
+            f"{where}: cascade: {unknown[0]}: no teacher has this alias; allowed are {', '.join(teachers)}"
+        )
     if len(cascade) == 1:
         raise ConfigError(f"{where}: cascade: found one model, give two or more, the cheapest first")
     if config["filter"] is None:
-        raise ConfigError(f"{where}: cascade: without a filter every answer would solve its row; say in `filter` what is kept")
+        raise ConfigError(f"{where}: cascade: without a filter every answer would solve its row; set `filter`")
 
 
 def _complete_rounds(config: Config, where: str) -> None:
-    """Check `rounds`, and make `generate.samples` what a row may get at most: the law of conservation counts with it."""
+    """Check `rounds`, and make `generate.samples` what a row gets at most, with which rows are counted."""
     rounds, generate = config["rounds"], config["generate"]
     if rounds is None:
         return
@@ -129,9 +135,13 @@ def _complete_rounds(config: Config, where: str) -> None:
         )
     needed = {"gold_match": "execute", "exec_pass": "execute", "kept": "filter"}[rounds["stop_when"]]
     if config[needed] is None:
-        raise ConfigError(f"{where}: rounds.stop_when: {rounds['stop_when']} is known only with `{needed}`; set it, or stop otherwise")
+        raise ConfigError(
+            f"{where}: rounds.stop_when: {rounds['stop_when']} needs `{needed}`; set it, or stop otherwise"
+        )
     if rounds["stop_when"] == "gold_match" and config["execute"]["gold_field"] is None:
-        raise ConfigError(f"{where}: rounds.stop_when: gold_match needs gold queries; set execute.gold_field, or stop otherwise")
+        raise ConfigError(
+            f"{where}: rounds.stop_when: gold_match needs `execute.gold_field`; set it, or stop otherwise"
+        )
     generate["samples"] = most
 
 
@@ -161,7 +171,10 @@ def _check_stages(config: Config, where: str) -> None:
         if config["clean"] is not None:
             make_cleaner(config["clean"])
         if config["filter"] is not None:
-            check_stages(config["filter"], [stage for stage in ("clean", "execute", "judge", "score") if config[stage] is not None])
+            check_stages(
+                config["filter"],
+                [stage for stage in ("clean", "execute", "judge", "score") if config[stage] is not None],
+            )
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
@@ -171,6 +184,9 @@ def _find_files(config: Config, where: str) -> None:
     prompt, execute = config["prompt"], config["execute"]
     for number, model in enumerate(config["models"]):
         model["config"] = _find(model["config"], f"{where}: models[{number}].config", Path.is_file)
+        load_model(Path(model["config"]))
+    for key in ("output_dir", "answers_dir"):
+        _check_writable(Path(config[key]), f"{where}: {key}")
     if prompt["template"] is not None:
         prompt["template"] = _find(prompt["template"], f"{where}: prompt.template", Path.is_file)
     if config["judge"] is not None:
@@ -178,7 +194,10 @@ def _find_files(config: Config, where: str) -> None:
             if config["judge"][key] is not None:
                 config["judge"][key] = _find(config["judge"][key], f"{where}: judge.{key}", Path.is_file)
     if execute is not None:
-        if execute["database"] is not None:
+        if execute["engine"] == "postgresql":
+            # A connection string, or a service: nothing to be found here.
+            pass
+        elif execute["database"] is not None:
             execute["database"] = _find(execute["database"], f"{where}: execute.database", Path.is_file)
         else:
             execute["database_dir"] = _find(execute["database_dir"], f"{where}: execute.database_dir", Path.is_dir)
@@ -188,6 +207,17 @@ def _find_files(config: Config, where: str) -> None:
         expand_inputs(config["input"]["path"])
     except InputError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _check_writable(folder: Path, key: str) -> None:
+    """Check that a folder is one that can be written, or can be made."""
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{key}: {folder}: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{key}: {folder}: {nearest} cannot be written; name another folder, or change its permissions"
+        )
 
 
 def _find(path: str, key: str, is_there: Any) -> str:

@@ -53,7 +53,8 @@ def load_yaml(path: Path, what: str) -> dict[str, Any]:
         raise ConfigError(f"{what} {path}: not valid YAML: {detail}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{what} {path}: a mapping of keys was expected, found {_describe(value)}")
-    return value
+    mapping: dict[str, Any] = value
+    return mapping
 
 
 def complete(value: Mapping[str, Any], schema_name: str, where: str) -> dict[str, Any]:
@@ -69,7 +70,8 @@ def complete(value: Mapping[str, Any], schema_name: str, where: str) -> dict[str
     """
     schema = load_schema(schema_name)
     validate(value, schema, where)
-    return fill_defaults(value, schema)
+    completed: dict[str, Any] = fill_defaults(value, schema)
+    return completed
 
 
 def validate(value: Any, schema: Schema, where: str) -> None:

@@ -110,6 +110,12 @@ class Chunk:
 
     async def ask(self, rows: Iterable[Row], concurrency: int, share: float) -> None:
         """Ask all that is missing."""
+        if self._offline:
+            # No key, no connection: what the store does not have is counted as missing.
+            for _ in self._jobs(iter(rows)):
+                pass
+            self._thread.shutdown()
+            return
         limits = Limits(
             concurrency=concurrency,
             requests_per_minute=_part(self._settings.get("requests_per_minute"), share),

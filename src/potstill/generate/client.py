@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import ssl
 import urllib.request
 from collections.abc import Callable
@@ -71,31 +70,27 @@ class Client:
         self._may_send = may_send
         self._deadlines = Deadlines()
         self._session: aiohttp.ClientSession | None = None
+        self._fresh_session: aiohttp.ClientSession | None = None
         self._headers: CIMultiDict[str] = CIMultiDict()
         self._key: str | None = None
 
     async def open(self) -> None:
-        """Make the session; the connections come as they are needed."""
-        connector = _GatedConnector(
-            self._may_send,
-            limit=0,
-            keepalive_timeout=_KEEPALIVE_S,
-            ttl_dns_cache=60,
-            ssl=_ssl_context(self._model),
-        )
+        """Make the sessions; the connections come as they are needed."""
+        self._session = self._make_session(keepalive_timeout=_KEEPALIVE_S)
+        self._fresh_session = self._make_session(force_close=True)
+
+    def _make_session(self, **options: Any) -> aiohttp.ClientSession:
+        connector = _GatedConnector(self._may_send, limit=0, ttl_dns_cache=60, ssl=_ssl_context(self._model), **options)
         clocks = self._model.timeouts
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=clocks.connect, connect=clocks.connect, sock_read=clocks.first_byte
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), json_serialize=json.dumps
-        )
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=clocks.connect, sock_read=clocks.first_byte)
+        return aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
 
     async def close(self) -> None:
         """Close all connections."""
         self._deadlines.close()
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._fresh_session):
+            if session is not None:
+                await session.close()
 
     def use_key(self, key: str | None) -> None:
         """Send this key from now on."""
@@ -108,29 +103,31 @@ class Client:
             headers[name] = f"Bearer {key}" if name.lower() == "authorization" else key
         self._headers, self._key = headers, key
 
-    async def ask(self, body: bytes, seconds: float, wanted: int = 1) -> Reply | Fault:
+    async def ask(self, body: bytes, seconds: float, wanted: int = 1, *, fresh: bool = False) -> Reply | Fault:
         """Send one request and return its reply or what went wrong.
 
         Args:
             body: The JSON of the request.
             seconds: The attempt's time.
             wanted: The number of choices that the body asks for.
+            fresh: Use a connection of its own: the last one may have been closed by the server while it was idle.
 
         Raises:
             HeldBackError: If sending was forbidden before the request left.
         """
         try:
-            return await self._deadlines.within(seconds, self._exchange(body, wanted))
+            return await self._deadlines.within(seconds, self._exchange(body, wanted, fresh))
         except (aiohttp.ClientError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             return from_exception(error)
         except ValueError as error:
             # aiohttp's parser raises plain ValueErrors for some broken headers.
             return from_exception(error)
 
-    async def _exchange(self, body: bytes, wanted: int) -> Reply | Fault:
-        assert self._session is not None
+    async def _exchange(self, body: bytes, wanted: int, fresh: bool) -> Reply | Fault:
+        session = self._fresh_session if fresh else self._session
+        assert session is not None
         data: Any = body if len(body) < _BIG_BODY else io.BytesIO(body)
-        response = await self._session.post(
+        response = await session.post(
             self._url, data=data, headers=self._headers, allow_redirects=False, proxy=self._proxy
         )
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from potstill.config.model import Address, Model
 from potstill.generate.client import Client
+from potstill.generate.faults import Action, Fault
 from potstill.generate.limits import Gate, Window, backoff
 from potstill.generate.requests import Job
 
@@ -27,11 +28,13 @@ class Streak:
     Attributes:
         count: How many.
         connects: How many of them were connections that could not be made.
+        away: The jobs for which a gateway said that there is no server behind it.
         jobs: The jobs that were charged with an attempt: an outage gives it back.
     """
 
     count: int = 0
     connects: int = 0
+    away: set[Job] = field(default_factory=set)
     jobs: dict[Job, int] = field(default_factory=dict)
 
 
@@ -53,7 +56,6 @@ class Endpoint:
         self.out_since: float | None = None
         self.checked = False
         self.last_success = 0.0
-        self.breadth = max(SUSPICIOUS, min(_MOST_ROWS, 2 * most))
         self._next_probe = 0.0
         self._probe_wait = 0.5
         self._refusals = 0
@@ -110,25 +112,30 @@ class Endpoint:
             # It answers, if only with "later".
             self.set_in()
 
-    def failed(self, job: Job, sent_at: float, *, connect: bool, charged: bool) -> None:
+    def failed(self, job: Job, sent_at: float, fault: Fault, *, charged: bool) -> None:
         """Take a failure into account, unless the server has answered others since the request was sent."""
         if sent_at < self.last_success:
             return
         self.streak.count += 1
+        connect = fault.action is Action.OUTAGE
         self.streak.connects += connect
+        if fault.is_away:
+            self.streak.away.add(job)
         if charged or not connect:
             self.streak.jobs[job] = self.streak.jobs.get(job, 0) + charged
 
     @property
     def looks_out(self) -> bool:
         """Whether the failures in a row are an outage beyond doubt."""
-        return self.streak.connects >= _CONNECT_FAILURES or len(self.streak.jobs) >= self.breadth
+        streak = self.streak
+        return streak.connects >= _CONNECT_FAILURES or len(streak.away) >= SUSPICIOUS or len(streak.jobs) >= _MOST_ROWS
 
     def set_out(self, now: float) -> None:
         """Stop sending, and give back the attempts that the failures in a row have cost."""
         for job, attempts in self.streak.jobs.items():
             job.attempts -= attempts
         self.streak.jobs.clear()
+        self.streak.away.clear()
         self.out_since = now
         self._probe_wait = 0.5
         self._next_probe = now + self._probe_wait

@@ -180,7 +180,7 @@ class Engine:
 
     def _next_request(self) -> tuple[Job, Endpoint] | None:
         """Return what may be sent now, counted as in flight already, or None."""
-        if self._stop is not None or self.tally.in_flight >= self._limits.concurrency:
+        if self._stop is not None or self._done.done() or self.tally.in_flight >= self._limits.concurrency:
             return None
         now = self._loop.time()
         endpoint = self._choose(now)
@@ -295,7 +295,7 @@ class Engine:
         seconds = max(0.001, min(clocks.attempt, clocks.row - job.in_flight_s))
         probe = endpoint.out_since is not None
         try:
-            outcome = await endpoint.client.ask(job.body(), seconds, len(job.samples))
+            outcome = await endpoint.client.ask(job.body(), seconds, len(job.samples), fresh=job.resent)
         except HeldBackError:
             self._put_back(job)
             self._tokens.spend(-self._guess)
@@ -475,7 +475,7 @@ class Engine:
         if fault.unsent and not job.resent and not out and elapsed < 1.0:
             # The server closed an idle connection just as we used it: no attempt was made.
             job.resent = True
-            endpoint.failed(job, now - elapsed, connect=False, charged=False)
+            endpoint.failed(job, now - elapsed, fault, charged=False)
             self._put_back(job)
             self._look_for_outage(endpoint, now)
             return
@@ -483,7 +483,7 @@ class Engine:
         job.attempts += charged
         job.in_flight_s += elapsed if charged else 0.0
         job.usage = add_usage(job.usage, fault.usage)
-        endpoint.failed(job, now - elapsed, connect=connect, charged=charged)
+        endpoint.failed(job, now - elapsed, fault, charged=charged)
         if charged and self._is_spent(job):
             self._suspects.append((job, fault, endpoint.address.base))
         elif charged:

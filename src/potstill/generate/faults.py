@@ -102,6 +102,11 @@ class Fault:
     unsent: bool = False
 
     @property
+    def is_away(self) -> bool:
+        """Whether a gateway says that there is no server behind it: an outage by definition, unless one row has it."""
+        return self.status in {502, 503, 504}
+
+    @property
     def action(self) -> Action:
         """What to do about it."""
         return ACTIONS[self.kind]

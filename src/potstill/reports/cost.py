@@ -1,7 +1,7 @@
 """cost_report.json: the tokens of one model's answers by kind, and what they cost by the model file's price table.
 
-Failed rows that were paid for count too. Without prices the tokens are counted and every sum of money is null. An
-answer that was there before the run began cost nothing in this run: the answer store saved it.
+Failed rows that were paid for count too, and so does a judge. Without prices the tokens are counted and every sum of
+money is null. An answer that was there before the run began cost nothing in this run: the answer store saved it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from potstill.config.model import Prices
 
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+JUDGE_TOKENS = ("prompt_tokens", "completion_tokens")
 #: No answer has more tokens; a larger number is a fault of the server.
 MOST_TOKENS = 1 << 40
 _ENDS = ("kept", "rejected", "failed")
@@ -38,24 +39,36 @@ class _Spent:
         self.rows = self.without_usage = self.reused = 0
         self.tokens = dict.fromkeys(TOKENS, 0)
         self.money = self.saved = 0.0
+        self.judge_tokens = dict.fromkeys(JUDGE_TOKENS, 0)
+        self.judge_money: float | None = 0.0
 
     def add(self, row: Row, times: Row) -> float:
-        """Add a row and return what it has cost."""
+        """Add a row and return what it has cost, its judge's answers included where their cost is known."""
         self.rows += 1
         answered_at = parse_time(times.get("answered_at"))
         reused = None not in (self._started, answered_at) and answered_at < self._started  # type: ignore[operator]
         self.reused += reused
+        judged = row.get("judge_usage")
+        judge_money = self._add_judge(judged) if isinstance(judged, dict) else 0.0
         usage = row.get("usage")
         if not isinstance(usage, dict):
             self.without_usage += 1
-            return 0.0
+            return judge_money
         tokens = {kind: count_tokens(usage, kind) for kind in TOKENS}
         for kind in TOKENS:
             self.tokens[kind] += tokens[kind]
         money = cost_of(tokens, self._prices)
         self.money += money
         self.saved += money if reused else 0.0
-        return money
+        return money + judge_money
+
+    def _add_judge(self, usage: Mapping[str, Any]) -> float:
+        """Add what the judge took, and return its cost (0 if unknown); its answers carry their cost where its model file has prices."""
+        for kind in JUDGE_TOKENS:
+            self.judge_tokens[kind] += count_tokens(usage, kind)
+        cost = as_number(usage.get("cost"))
+        self.judge_money = None if cost is None or self.judge_money is None else self.judge_money + cost
+        return cost or 0.0
 
 
 def count_tokens(usage: Mapping[str, Any], kind: str) -> int:
@@ -137,7 +150,9 @@ def write_cost_report(
 
 
 def _sums(spent: Mapping[str, _Spent], priced: bool, start_known: bool) -> dict[str, Any]:
-    total = sum(end.money for end in spent.values()) if priced else None
+    judge_parts = [end.judge_money for end in spent.values()]
+    judge = None if None in judge_parts else sum(part or 0.0 for part in judge_parts)
+    total = sum(end.money for end in spent.values()) + judge if priced and judge is not None else None
     answered, kept = spent["kept"].rows + spent["rejected"].rows, spent["kept"].rows
     tokens = {kind: sum(end.tokens[kind] for end in spent.values()) for kind in TOKENS}
     return {
@@ -145,7 +160,9 @@ def _sums(spent: Mapping[str, _Spent], priced: bool, start_known: bool) -> dict[
         "answered": answered,
         "kept": kept,
         "rows_without_usage": sum(end.without_usage for end in spent.values()),
+        **{f"judge_{kind}": sum(end.judge_tokens[kind] for end in spent.values()) for kind in JUDGE_TOKENS},
         "cost_total": total,
+        "cost_judge": judge,
         **{f"cost_{end}": spent[end].money if priced else None for end in _ENDS},
         "cost_per_row": ratio(total, answered),
         "cost_per_accepted_row": ratio(total, kept),

@@ -154,7 +154,7 @@ def write_manifest(
         "model": model,
         "stages": {stage: describe_stage(run_dir, paths) for stage, paths in stages.items()},
         "reports": {_inside(run_dir, path): hash_file(path) for path in reports},
-        "sources": {kind: {str(path): hash_file(path) for path in paths} for kind, paths in sources.items()},
+        "sources": {kind: _hash_sources(run_dir, paths) for kind, paths in sources.items()},
         "config": config,
         "config_sha256": sha256_text(canonical_json(config)),
         "comparison_policy": config.get("execute"),
@@ -170,6 +170,15 @@ def write_manifest(
     manifest["run_id"] = identify_run(manifest)
     publish_json(output, manifest)
     return manifest
+
+
+def _hash_sources(run_dir: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """Return the hashes of source files, those inside the run by their place in it."""
+    hashes = {}
+    for path in paths:
+        inside = path.resolve().is_relative_to(run_dir.resolve())
+        hashes[_inside(run_dir, path) if inside else str(path)] = hash_file(path)
+    return hashes
 
 
 def identify_run(manifest: Mapping[str, Any]) -> str:
@@ -194,9 +203,7 @@ def find_stage_files(run_dir: Path, model: str, chunks: Sequence[str], rounds: i
     for stage in STAGES:
         stages[stage] = [part / stage / f"{chunk}.jsonl" for part in folders for chunk in chunks]
     for end in ("kept", "rejected"):
-        stages[f"filtered_{end}"] = [
-            part / "filtered" / f"{chunk}.{end}.jsonl" for part in folders for chunk in chunks
-        ]
+        stages[f"filtered_{end}"] = [part / "filtered" / f"{chunk}.{end}.jsonl" for part in folders for chunk in chunks]
     merged = ModelFiles.of(folder)._asdict().items()
     stages |= {name: [path] for name, path in merged}
     return {stage: paths for stage, paths in stages.items() if any(path.is_file() for path in paths)}
@@ -247,7 +254,8 @@ def verify_manifest(path: Path, run_dir: Path) -> list[str]:
         found += _verify_hash(run_dir / name, expected)
     for files in manifest["sources"].values():
         for name, expected in files.items():
-            found += _verify_hash(Path(name), expected)
+            inside = run_dir / name
+            found += _verify_hash(inside if inside.is_file() else Path(name), expected)
     if manifest["config_sha256"] != sha256_text(canonical_json(manifest["config"])):
         found.append("config: its hash is another one: the manifest was edited")
     if manifest["run_id"] != identify_run(manifest):

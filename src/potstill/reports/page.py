@@ -193,6 +193,8 @@ class _Line(NamedTuple):
     key: str
     kind: str
     unit: str = ""
+    #: A number that must not be zero for the line to be shown.
+    needs: str = ""
 
 
 _QUALITY_LINES = (
@@ -227,6 +229,9 @@ _COST_LINES = (
     _Line("Cached input tokens", "cached_tokens", "count"),
     _Line("Output tokens", "completion_tokens", "count"),
     _Line("Reasoning tokens", "reasoning_tokens", "count"),
+    _Line("Judge: input tokens", "judge_prompt_tokens", "count", needs="judge_prompt_tokens"),
+    _Line("Judge: output tokens", "judge_completion_tokens", "count", needs="judge_prompt_tokens"),
+    _Line("Cost of the judge", "cost_judge", "decimal", needs="judge_prompt_tokens"),
     _Line("Cost", "cost_total", "decimal"),
     _Line("Cost of kept rows", "cost_kept", "decimal"),
     _Line("Cost of rejected rows", "cost_rejected", "decimal"),
@@ -240,7 +245,8 @@ _COST_LINES = (
 
 def _side_by_side(lines: Iterable[_Line], reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return one line per number that a model has, with the value of every model."""
-    table = [{**line._asdict(), "values": [report.get(line.key) for report in reports]} for line in lines]
+    wanted = [line for line in lines if not line.needs or any(report.get(line.needs) for report in reports)]
+    table = [{**line._asdict(), "values": [report.get(line.key) for report in reports]} for line in wanted]
     return [line for line in table if any(value is not None for value in line["values"])]
 
 

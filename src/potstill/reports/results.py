@@ -6,6 +6,7 @@ once more, guarded as the stage that executes guards them. Where the databases a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,9 @@ from potstill.records import Row
 if TYPE_CHECKING:
     from potstill.sql.pool import Task
 
-#: Statements that are run for one page, at most.
+#: Statements that are run for one page, at most, and the seconds that they may take together.
 MAX_STATEMENTS = 400
+MAX_SECONDS = 60.0
 MAX_ROWS, MAX_COLUMNS, MAX_CELL = 8, 12, 80
 
 Table = dict[str, Any]
@@ -40,9 +42,12 @@ def find_results(rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[int, 
             wanted = _make_tasks(rows, databases, config)
             outcomes = pool.map(task for _, _, task in wanted)
             found: dict[int, dict[str, Table]] = {}
+            end = time.monotonic() + MAX_SECONDS
             for (number, kind, _), outcome in zip(wanted, outcomes, strict=True):
                 if (table := _make_table(outcome)) is not None:
                     found.setdefault(number, {})[kind] = table
+                if time.monotonic() > end:
+                    break
             return found
     except PotstillError:
         # The page is about what was found when the run executed; the databases may be elsewhere by now.
@@ -59,7 +64,7 @@ def _make_tasks(rows: Sequence[Row], databases: Any, config: Any) -> list[tuple[
         for kind, field in _wanted(row, config.sql_field, config.gold_field):
             try:
                 sql = admit(row.get(field), dialect=config.dialect, max_bytes=config.limits.max_sql_bytes)
-                tasks.append((number, kind, ("gold", (databases.find(row).location, sql))))
+                tasks.append((number, kind, ("gold", (databases.find(row).location, sql, True))))
             except QueryError:
                 continue
     return tasks[:MAX_STATEMENTS]
@@ -67,10 +72,13 @@ def _make_tasks(rows: Sequence[Row], databases: Any, config: Any) -> list[tuple[
 
 def _wanted(row: Row, sql_field: str, gold_field: str | None) -> list[tuple[str, str]]:
     """Return which results of a row are worth a look: gold's, and the answer's where it is another one."""
+    from potstill.sql.evaluate import USABLE_STATUSES
+
     if "exec_pass" not in row:
         return []
     wanted = [("result", sql_field)] if row["exec_pass"] and row.get("gold_match") is not True else []
-    return wanted + ([("gold", gold_field)] if gold_field and row.get(gold_field) else [])
+    usable = row.get("gold_status") in USABLE_STATUSES
+    return wanted + ([("gold", gold_field)] if gold_field and usable else [])
 
 
 def _make_table(outcome: Any) -> Table | None:

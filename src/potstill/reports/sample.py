@@ -17,6 +17,9 @@ from potstill.reports.numbers import Names
 #: Rows of each stratum that the sample holds at least, as far as there are so many and room for all strata.
 LEAST = 12
 
+#: Fields of which every value is to have an example.
+EXAMPLES_OF = ("exec_error_class", "finish_reason", "gold_status")
+
 Stratum = tuple[str, str]
 
 
@@ -64,19 +67,42 @@ def _all_rows(files: ModelFiles) -> Iterator[tuple[Stratum, Picked]]:
             yield (end, names.key(row.get(field)) if field else ""), Picked(end, path.name, line, row)
 
 
-def pick_rows(files: ModelFiles, quality: Mapping[str, Any], size: int) -> list[Picked]:
-    """Return the sample, in the order of the files; memory holds no more rows than the sample."""
-    quotas = share_out(strata_of(quality), size)
-    heaps: dict[Stratum, list[tuple[_Last, int, Picked]]] = {}
-    for number, (stratum, picked) in enumerate(_all_rows(files)):
-        heap = heaps.setdefault(stratum, [])
+class _Lowest:
+    """The rows with the lowest sample_ids of each stratum, as many as its quota says."""
+
+    def __init__(self) -> None:
+        self._heaps: dict[Stratum, list[tuple[_Last, int, Picked]]] = {}
+
+    def offer(self, stratum: Stratum, quota: int, number: int, picked: Picked) -> None:
+        """Take a row in if it is among the lowest."""
+        heap = self._heaps.setdefault(stratum, [])
         entry = (_Last(f"{picked.row.get('sample_id')}"), -number, picked)
-        if len(heap) < quotas.get(stratum, 1):
+        if len(heap) < quota:
             heapq.heappush(heap, entry)
         elif heap and heap[0][0] < entry[0]:
             heapq.heapreplace(heap, entry)
-    chosen = [(-number, picked) for heap in heaps.values() for _, number, picked in heap]
-    return [picked for _, picked in sorted(chosen, key=lambda item: item[0])]
+
+    def rows(self) -> dict[int, Picked]:
+        """Return the rows by their number."""
+        return {-number: picked for heap in self._heaps.values() for _, number, picked in heap}
+
+
+def pick_rows(files: ModelFiles, quality: Mapping[str, Any], size: int) -> list[Picked]:
+    """Return the sample, in the order of the files; memory holds little more than the sample.
+
+    Beyond the sample come a few rows of each class of errors, finish reason and state of gold that it has none of.
+    """
+    quotas = share_out(strata_of(quality), size)
+    sample, examples = _Lowest(), _Lowest()
+    names = {field: Names() for field in EXAMPLES_OF}
+    for number, (stratum, picked) in enumerate(_all_rows(files)):
+        sample.offer(stratum, quotas.get(stratum, 1), number, picked)
+        for field in EXAMPLES_OF:
+            if (value := picked.row.get(field)) is not None:
+                examples.offer((field, names[field].key(value)), 1, number, picked)
+                names[field].add(value)
+    chosen = examples.rows() | sample.rows()
+    return [chosen[number] for number in sorted(chosen)]
 
 
 class _Last(str):

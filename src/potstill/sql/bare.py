@@ -60,7 +60,7 @@ _UPPER_CLAUSE = re.compile(r"\ASELECT\b(?=.*\b(?:FROM|FORM|WHERE|JOIN|GROUP BY|O
 SAME_LENGTH = str.maketrans(
     {
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if not chr(code - 0xFEE0).isalnum()},
-        **dict.fromkeys("\u3000\u00a0\u202f\ufeff\u200b\u200c\u200d\u2060", " "),
+        **dict.fromkeys("\u3000\u00a0\u202f\u2028\u2029\ufeff\u200b\u200c\u200d\u2060", " "),
         **dict.fromkeys("‘’", "'"),
         **dict.fromkeys("“”", '"'),
     }
@@ -75,7 +75,7 @@ _BOTH_CASES = "|".join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BO
 _CONTINUES = re.compile(
     r"\s*(?:(?:WHERE|GROUP|ORDER|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|"
     rf"ELSE|CASE|WINDOW|VALUES|FETCH)\b|(?-i:{_BOTH_CASES})\b"
-    r"|[),;(]|--|/\*)",
+    r"|[),;]|\((?=\s*(?:SELECT|WITH|VALUES|[('\d]))|--|/\*)",
     re.IGNORECASE,
 )
 _PROSE_WORDS = (
@@ -118,6 +118,13 @@ _DANGLING = re.compile(
     r"(?:[,=<>(+*/|.-]|\b(?:SELECT|DISTINCT|FROM|WHERE|AND|OR|NOT|ON|JOIN|BY|IN|LIKE|BETWEEN|AS|HAVING|LIMIT|UNION|ALL|CASE|"
     r"WHEN|THEN|ELSE|IS|SET|USING|OVER|INNER|LEFT|GROUP|ORDER|WITH|INTERSECT|EXCEPT|OUTER|CROSS))\s*\Z",
     re.IGNORECASE,
+)
+_BROKEN_END = re.compile(r"(?P<last>[A-Za-z]'[A-Za-z][^\n]*['\")\w])[ \t]*[;；][ \t]*(?:\r?\n|\Z)")
+#: A quote that ends a text, after one within a word: not cut off, but quoted wrongly.
+_MISQUOTED = re.compile(r"[A-Za-z]'[A-Za-z][^\n]*['\"]\Z")
+_GLUED_TAIL = re.compile(r"(?<=[A-Za-z0-9_)])[\u3040-\u30ff\u3400-\u9fff]+\Z")
+_REMARK_TAIL = re.compile(
+    r"(?:(?<=\s)|(?<=FROM \w)|(?<=FROM \w\w))[（(][^()（）'\"=<>]*[\u3040-\u30ff\u3400-\u9fff][^()（）'\"=<>]*[)）]\Z"
 )
 _META_TAIL = re.compile(r"\s*\\[gG]\s*\Z")
 _PROMPT = re.compile(
@@ -173,7 +180,7 @@ def find_statements(text: str, dialect: str) -> list[Found]:
 def _search(text: str, position: int, dialect: str) -> tuple[list[Found], int]:
     """Return the statements from a position on, and how far the search came before it had cost too much."""
     found: list[Found] = []
-    budget = 2 * len(text) + _BUDGET
+    budget = 2 * (len(text) - position) + _BUDGET
     while match := _BEGIN.search(text, position):
         if budget <= 0:
             return found, match.start()
@@ -335,7 +342,10 @@ def _end_in(text: str, start: int, dialect: str, *, inner: bool) -> _End:
 
 def _markup(text: str, start: int, limit: int) -> int:
     """Return where a closing HTML tag, or the next cell of a table, ends a statement before its own end."""
-    ends = [match.start() for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]|\[\^").finditer(text, start, limit), 5)]
+    ends = [
+        match.start()
+        for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]|\[\^|【/").finditer(text, start, limit), 5)
+    ]
     if _line_before(text, start).lstrip().startswith("|"):
         ends += [match.start() for match in islice(re.compile(r"(?<!\|)\|(?!\|)").finditer(text, start, limit), 20)]
     for end in sorted(ends):
@@ -429,7 +439,7 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
     goes_on = limit + 1 if terminated else limit
     region = _META_TAIL.sub("", region)
     if not terminated and not region.isascii():
-        region = _SYMBOLS.sub("", region)
+        region = _without_tail(_SYMBOLS.sub("", region).rstrip("…"), dialect)
     if not terminated and region.endswith("."):
         region = region[:-1]
     whole = _End(start + len(region), goes_on, False, False)
@@ -440,6 +450,9 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
             whole = _End(start + len(region), goes_on, False, False)
         region = region.translate(SAME_LENGTH)
     verdict = check_syntax(region, dialect)
+    if verdict.kind != "yes" and (broken := _BROKEN_END.search(text, start, limit + 1)):
+        # `'it's';`: a quote too much, which the model did not double. The statement ends where the line does.
+        return _End(broken.end("last"), broken.end(), False, False)
     restart = next(_restarts(region), None) if verdict.kind != "yes" else None
     if restart is not None:
         region = region[:restart].rstrip(BLANKS)
@@ -452,9 +465,22 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
         head = _longest_head(region, verdict.token, dialect)
         if head is not None:
             return _End(start + head, start + head, False, True)
+    if left_open == "literal" and _MISQUOTED.search(region[-400:]):
+        return whole
     if left_open or verdict.kind == "incomplete" or _DANGLING.search(region[-20:]):
         return whole._replace(truncated=not terminated)
     return whole
+
+
+def _without_tail(region: str, dialect: str) -> str:
+    """Drop words in Chinese or Japanese that follow without a blank (`id = 1返回`) or in parentheses (`t（全部）`)."""
+    for tail in (_GLUED_TAIL, _REMARK_TAIL):
+        match = tail.search(region[-200:])
+        if match:
+            shorter = region[: len(region) - len(match.group())].rstrip(BLANKS)
+            if check_syntax(shorter.translate(SAME_LENGTH), dialect).kind == "yes" and _complete(shorter):
+                return shorter
+    return region
 
 
 def _sentence_end(region: str, *, terminated: bool) -> int | None:
@@ -490,7 +516,7 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
     if best is None:
         return None
     best = _trim_words(region[:best], dialect)
-    return best if _is_prose(region[best:]) else None
+    return best if _is_prose(region[best:], upper="FROM" in region[:best]) else None
 
 
 def _before_remark(region: str, token: str, dialect: str) -> int | None:
@@ -505,19 +531,24 @@ def _is_prose_line(rest: str) -> bool:
     return len(line.split()) >= 3 and not _STRONG_OPERATOR.search(line) and not _CONTINUES.match(line)
 
 
-def _is_prose(rest: str) -> bool:
-    """Say whether what follows a statement is words of a sentence, not the rest of a broken statement."""
-    if _CJK.search(rest[:80]) or not rest.strip(" .`*\"'”’)!\r\n\t"):
+def _is_prose(rest: str, *, upper: bool) -> bool:
+    """Say whether what follows a statement is words of a sentence, not the rest of a broken statement.
+
+    Args:
+        rest: What follows.
+        upper: Whether the statement has its keywords in capitals: a lower-case `where` on a new line is English then.
+    """
+    if _CJK.search(rest[:80]) or not rest.strip(" .`*\"'”’)!\r\n\t}]>~$/\\"):
         return True
     if "\n" in rest[: len(rest) - len(rest.lstrip())]:
-        return not _CONTINUES.match(rest)
+        return not _CONTINUES.match(rest) or (upper and rest.lstrip()[:1].islower())
     words = len(_PROSE_TOKENS.findall(rest[:300]))
     return words >= 2 or (words == 1 and not _OPERATOR.search(rest[:100]))
 
 
 def _trim_words(head: str, dialect: str) -> int:
     """Drop words of prose that SQLite took for an alias at the end: `FROM users which`, `FROM users 即可`."""
-    glued = re.search(r"(?<=[A-Za-z0-9_)])[\u3040-\u30ff\u3400-\u9fff]+\Z", head[-80:])
+    glued = _GLUED_TAIL.search(head[-80:])
     if glued:
         # `FROM singer来查询`: the sentence goes on without a blank.
         shorter = head[: len(head) - len(glued.group())]
@@ -561,7 +592,7 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
 
 def _is_prosy(sql: str) -> bool:
     """Say whether a text that does not parse reads as a sentence or a list: `SELECT name: the column to return`."""
-    code = _QUOTED.sub("''", sql)
+    code = _QUOTED.sub("''", sql[:_WINDOW])
     return _LABEL_OR_BOLD.search(code) is not None or len(_PROSE_TOKENS.findall(code)) >= 3
 
 
@@ -588,4 +619,7 @@ def strip_prompts(text: str) -> str:
 
 def is_truncated(sql: str, dialect: str) -> bool:
     """Say whether a statement was cut off: something is open at its end, or a word that must be followed."""
-    return bool(unfinished(sql, dialect=dialect)) or _DANGLING.search(sql[-20:]) is not None
+    left_open = unfinished(sql, dialect=dialect)
+    if left_open == "literal" and _MISQUOTED.search(sql[-400:]):
+        return False
+    return bool(left_open) or _DANGLING.search(sql[-20:]) is not None

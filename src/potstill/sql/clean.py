@@ -110,12 +110,27 @@ _NEXT_TURN = re.compile(
     r"(?:Question|Q|User|Human|USER|Input|Instruction|Database schema|Schema|-- Question|问题|用户)(?: \d+)?[:：])",
     re.MULTILINE,
 )
-_TURN_WORDS = ("uestion", "Q:", "ser:", "SER:", "uman", "nput", "nstruction", "chema", "问题", "用户", "### User")
+
+
+def _has_turn_words(body: str) -> bool:
+    """Say whether the next turn may be there; a chain, since this is asked of every answer."""
+    return (
+        "Question" in body
+        or "Q:" in body
+        or "User" in body
+        or "USER:" in body
+        or "Human" in body
+        or "Input" in body
+        or "nstruction" in body
+        or "chema" in body
+        or "问题" in body
+        or "用户" in body
+    )
 
 
 def _without_next_turn(body: str) -> str:
     """Cut a text where it goes on with another question, once it has answered the first."""
-    if not any(word in body for word in _TURN_WORDS):
+    if not _has_turn_words(body):
         return body
     for match in islice(_NEXT_TURN.finditer(body), 8):
         before = body[: match.start()]
@@ -132,7 +147,7 @@ def _find(body: str, dialect: str, depth: int) -> _Hit | None:
     body = body.strip(BLANKS)
     if not body or depth > _MAX_DEPTH:
         return None
-    if not any(mark in body for mark in ("`", "<", "{", "[", "~~~")) and body[0] != '"':
+    if not _has_marks(body):
         return _in_bare(body, dialect, depth)
     marked = _in_marks(body, dialect, depth)
     if marked is not None and marked.is_query:
@@ -141,6 +156,11 @@ def _find(body: str, dialect: str, depth: int) -> _Hit | None:
         return marked
     running = _in_bare(body, dialect, depth)
     return running if running is not None and (running.is_query or marked is None) else marked
+
+
+def _has_marks(body: str) -> bool:
+    """Say whether anything but running text may be there; a chain, since this is asked of every answer."""
+    return "`" in body or "<" in body or "{" in body or "[" in body or "~~~" in body or body[0] == '"'
 
 
 def _in_marks(body: str, dialect: str, depth: int) -> _Hit | None:
@@ -256,10 +276,10 @@ def _in_block(block: Block, dialect: str, depth: int) -> _Hit | None:
     if block.label in JSON_LABELS or block.content[0] in "{[":
         return _fenced(_in_prose_json(block.content, dialect, depth))
     hit = pick_statement(block.content, dialect)
-    if hit is not None and (hit.is_query or block.label in SQL_LABELS):
+    if hit is not None and (block.label in SQL_LABELS or (hit.is_query and bare.reads_as_query(hit.sql))):
         return hit
-    if block.label in NEUTRAL_LABELS or block.label in SQL_LABELS:
-        return _fenced(_find(block.content, dialect, depth + 1)) or hit
+    if block.label in NEUTRAL_LABELS or block.label in SQL_LABELS or hit is not None:
+        return _fenced(_find(block.content, dialect, depth + 1))
     return None
 
 
@@ -386,8 +406,14 @@ def _prose_inside(sql: str, dialect: str) -> bool:
 # --------------------------------------------------------------------------------------------------- running text
 
 
+#: Benchmarks' files of predictions: the statement, a tab, the name of the database.
+_PREDICTION = re.compile(r"([^\t\n]+)\t\w+\Z")
+
+
 def _in_bare(body: str, dialect: str, depth: int) -> _Hit | None:
-    quick = _whole(body, dialect)
+    if "\t" in body and (prediction := _PREDICTION.match(body)):
+        body = prediction.group(1)
+    quick = _whole(body, dialect, depth)
     if quick is not None:
         return quick
     text = bare.strip_prompts(_without_fence_marks(body))
@@ -411,7 +437,7 @@ def _without_fence_marks(body: str) -> str:
     )
 
 
-def _whole(body: str, dialect: str) -> _Hit | None:
+def _whole(body: str, dialect: str, depth: int) -> _Hit | None:
     """Take a text that is one statement and nothing else, without looking further; None where there is a doubt."""
     if first_keyword(body) not in QUERY_WORDS or not body.isascii():
         return None
@@ -423,12 +449,19 @@ def _whole(body: str, dialect: str) -> _Hit | None:
         return None
     hit = hit._replace(method="bare")
     sql = hit.sql
+    if sql[-1] in TERMINATORS:
+        return None  # it stands in a literal that has no end
     if bare.lines_begin_as_sql(sql):
         if body[-1] == ";" and sql.startswith("SELECT") and "FROM" in sql:
             return hit
     elif bare.has_boundaries(sql):
         return None
-    return hit if bare.reads_as_query(sql) and check_syntax(sql, dialect).kind == "yes" else None
+    return (
+        hit
+        if (bare.reads_as_query(sql) or (depth == 0 and sql.startswith("SELECT ")))
+        and check_syntax(sql, dialect).kind == "yes"
+        else None
+    )
 
 
 def _choose_found(found: list[bare.Found], text: str) -> bare.Found | None:

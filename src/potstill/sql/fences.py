@@ -33,6 +33,7 @@ JSON_LABELS = frozenset(["json", "jsonc", "json5", "jsonl"])
 
 _BACKTICKS = re.compile(r"```+(?P<tilde>)?")
 _FENCE = re.compile(r"`{3,}|^[ \t>*+-]*(?P<tilde>~{3,})", re.MULTILINE)
+_WRONG_CLOSING = re.compile(r"^[ \t]*(?:``+|~~~+)[ \t]*\r?$", re.MULTILINE)
 _LABEL = re.compile(r"[ \t]*\{?\.?(?P<label>[A-Za-z][\w+#./-]*)?")
 _GLUED = re.compile(r"(?P<label>sql|sqlite|sqlite3|postgresql|mysql)(?=SELECT\b|WITH\b|VALUES\b)", re.IGNORECASE)
 _CONTENT_START = re.compile(
@@ -171,11 +172,13 @@ def _open(text: str, start: int, mark: str) -> _Opening:
 
 
 def _in_literal(text: str, opening: _Opening, start: int, end: int) -> bool:
-    """Say whether a fence mark is data: SQL before it has an open literal that closes behind it."""
+    """Say whether a fence mark is data: SQL before it has an open literal that closes behind it, or JSON goes on."""
+    if opening.label in JSON_LABELS:
+        return _before_on_line(text, start).strip() != "" and text[end : end + 1] not in ("", "\n", "\r", " ")
     if opening.label not in SQL_LABELS and opening.label:
         return False
     content = text[opening.body : start]
-    if not any(content.count(quote) % 2 for quote in "'\"`"):
+    if not (content.count("'") % 2 or content.count('"') % 2 or content.count("`") % 2):
         return False  # nothing can be open
     if first_keyword(content) not in QUERY_WORDS or unfinished(content) != "literal":
         return False
@@ -187,6 +190,10 @@ def _in_literal(text: str, opening: _Opening, start: int, end: int) -> bool:
 
 def _close(text: str, opening: _Opening, start: int, end: int, *, closed: bool = True) -> Block:
     content = text[opening.body : start]
+    if not closed:
+        # Closed by marks of the wrong kind or number, as some do.
+        wrong = _WRONG_CLOSING.search(content)
+        content = content[: wrong.start()] if wrong else content
     if opening.indent:
         content = _outdent(content, opening.indent)
     return Block(opening.label, content.strip("\r\n \t"), opening.start, end, closed)

@@ -76,7 +76,6 @@ class Pool:
         self._setup = {"engine": engine, "limits": asdict(limits), "policy": policy.as_dict(), "parent": os.getpid()}
         self._count = max(1, workers)
         self._workers: list[_Worker] = []
-        self._scratch = tempfile.TemporaryDirectory(prefix="potstill-sql-", ignore_cleanup_errors=True)
         self._idle_deaths = 0
         self._numbers = itertools.count(1)
         self._unsent: deque[_Batch] = deque()
@@ -90,7 +89,6 @@ class Pool:
     def close(self) -> None:
         """Kill all workers: none of them holds anything that is worth a farewell."""
         self._kill_all()
-        self._scratch.cleanup()
 
     def submit(self, tasks: Iterable[Task]) -> list[_Batch]:
         """Hand in tasks, without waiting for anything; `collect` takes what is returned.
@@ -141,7 +139,7 @@ class Pool:
         ready = [worker for worker in self._workers if len(worker.batches) < BATCHES_AHEAD]
         idle = [worker for worker in ready if not worker.batches]
         if not idle and len(self._workers) < self._count:
-            self._workers.append(_Worker(self._setup, self._scratch.name))
+            self._workers.append(_Worker(self._setup))
             return self._workers[-1]
         return min(ready, key=lambda worker: len(worker.batches), default=None)
 
@@ -201,14 +199,14 @@ class _Batch:
 class _Worker:
     """One worker process, its pipes and the batches it was given."""
 
-    def __init__(self, setup: dict[str, Any], scratch: str) -> None:
+    def __init__(self, setup: dict[str, Any]) -> None:
         self.batches: deque[_Batch] = deque()
         self.has_answered = False
         self._page_file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
         self._page_file.truncate(STATE.size)
         self._page = mmap(self._page_file.fileno(), STATE.size)
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as above
-        self._process = self._start({**setup, "page": self._page_file.fileno(), "scratch": scratch})
+        self._process = self._start({**setup, "page": self._page_file.fileno()})
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout

@@ -11,11 +11,10 @@ _THINK_NAMES = (
 )
 # Every branch begins with the same class of characters, so that the search can skip to the next of them.
 _TAG = re.compile(
-    rf"[<\[◁](?:(?P<open>(?<=<)(?:{_THINK_NAMES})(?:\s[^<>]{{0,60}})?>|(?<=\[)THINK\]|(?<=◁)think▷|"
+    rf"[<\[◁](?i:(?P<open>(?<=<)(?:{_THINK_NAMES})(?:\s[^<>]{{0,60}})?>|(?<=\[)THINK\]|(?<=◁)think▷|"
     rf"(?<=<)\|begin_of_thought\|>|(?<=<)\|START_THINKING\|>|(?<=<)\|?(?:thinking|think)\|?>)"
     rf"|(?P<close>(?<=<)/\s*(?:{_THINK_NAMES})\s*>|(?<=\[)/THINK\]|(?<=◁)/think▷|"
     rf"(?<=<)\|end_of_thought\|>|(?<=<)\|END_THINKING\|>|(?<=<)\|?/(?:thinking|think)\|?>))",
-    re.IGNORECASE,
 )
 _ESCAPED_TAG = re.compile(rf"&lt;(/?\s*(?:{_THINK_NAMES})\s*)&gt;", re.IGNORECASE)
 
@@ -162,6 +161,10 @@ def _unmarked_channels(text: str) -> Answer:
     bare = _last_match(_BARE_FINAL, text)
     if bare:
         return Answer(cut_at_end_token(text[bare.end() :]), had_reasoning=True)
+    # `…<|end|>SELECT …`: the analysis ended, and the header of the answer is lost.
+    headless = text.rpartition("<|end|>")[2].removeprefix("<|start|>assistant").removeprefix("<|message|>")
+    if "<|end|>" in text and "<|channel|>" not in headless and headless.strip():
+        return Answer(cut_at_end_token(headless), had_reasoning=True)
     return Answer("", had_reasoning=True, unfinished=True)
 
 

@@ -23,7 +23,7 @@ _MARKDOWN_ESCAPE = re.compile(r"\\([_*<>\[\]()#.`~-])")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "\\": "\\", "/": "/", "`": "`"}
 
 _BLANK_TABLE = str.maketrans(
-    {**dict.fromkeys("\u3000\u00a0\u202f", " "), **dict.fromkeys("\ufeff\u200b\u200c\u200d\u2060")}
+    {**dict.fromkeys("\u3000\u00a0\u202f\u2028\u2029", " "), **dict.fromkeys("\ufeff\u200b\u200c\u200d\u2060")}
 )
 #: Full-width signs that are signs wherever they stand; the others may be part of a Chinese name (`占比％`).
 _SIGNS = frozenset("，；＝＜＞＊＋")
@@ -45,7 +45,9 @@ def without_breaks(body: str) -> str:
 
 
 def without_styles(body: str) -> str:
-    """Remove the colours of a terminal, and bold type from keywords."""
+    """Remove the colours of a terminal, bold type from keywords, and backslashes before fences."""
+    if "\\```" in body:
+        body = body.replace("\\```", "```")
     if "\x1b[" in body:
         body = _COLOUR.sub("", body)
     return body.replace("**", "") if "**" in body and _BOLD_KEYWORD.search(body) else body

@@ -42,6 +42,7 @@ _DOLLAR = rf"""'[^']*'|"[^"]*"|\$(?P<tag>[A-Za-z_]*)\$.*?\$(?P=tag)\$|{_COMMENT}
 _ESCAPING_DIALECTS = frozenset({"mysql", "bigquery", "spark", "spark2", "databricks", "hive", "doris", "starrocks"})
 _DOLLAR_DIALECTS = frozenset({"postgres", "postgresql", "duckdb", "redshift", "materialize", "risingwave"})
 
+_EMPTY = re.compile(rf"(?:{_BLANK_CLASS}|[;；])*+")
 _LEADING = re.compile(rf"(?:{_BLANK_CLASS}++|{_COMMENT})*+", re.DOTALL)
 _LEADING_PARENTHESES = re.compile(rf"(?:{_BLANK_CLASS}++|\(|{_COMMENT})*+", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -80,12 +81,10 @@ def is_plain(text: str) -> bool:
     """
     if ";" in text or "--" in text or "/*" in text or "[" in text or "\\" in text or "；" in text:
         return False
-    quotes = [text.count(quote) for quote in ("'", '"', "`")]
-    return (
-        sum(1 for count in quotes if count) <= 1
-        and not any(count % 2 for count in quotes)
-        and text.count("(") == text.count(")")
-    )
+    single, double, tick = text.count("'"), text.count('"'), text.count("`")
+    if single % 2 or double % 2 or tick % 2 or (single > 0) + (double > 0) + (tick > 0) > 1:
+        return False
+    return text.count("(") == text.count(")")
 
 
 def skip_leading(text: str, start: int = 0) -> int:
@@ -162,6 +161,8 @@ def statements(text: str, start: int = 0, *, dialect: str = "sqlite") -> Iterato
         if statement.end > statement.start:
             yield statement
         start = statement.limit + 1
+        empty = _EMPTY.match(text, start)
+        start = empty.end() if empty else start
 
 
 def strip_statement(text: str, *, dialect: str = "sqlite") -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from potstill.errors import ConfigError
 from potstill.sql.databases import Databases
 from potstill.sql.engines import engine_class
 from potstill.sql.limits import VM_STEPS_PER_SECOND, Limits
@@ -29,7 +31,7 @@ class ExecuteSettings:
         workers: Worker processes.
         on_bad_gold: keep, skip or fail.
         variants: Changed copies of each database that a match must hold on.
-        variants_dir: Where `make_variants` put them.
+        variants_seed: Decides how the copies differ.
     """
 
     engine: str
@@ -43,7 +45,7 @@ class ExecuteSettings:
     workers: int
     on_bad_gold: str
     variants: int
-    variants_dir: str | None
+    variants_seed: int
 
     @property
     def dialect(self) -> str:
@@ -81,6 +83,8 @@ def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
         return default if value is None else value
 
     timeout_s = float(get("timeout_s", 5.0))
+    if not 0 < timeout_s < math.inf:
+        raise ConfigError(f"execute.timeout_s (--timeout): {timeout_s:g} is no time limit; give seconds above 0")
     plain = Limits()
     limits = Limits(
         timeout_s=timeout_s,
@@ -95,6 +99,11 @@ def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
     )
     engine = get("engine", "sqlite")
     engine_class(engine)
+    variants = int(get("variants", 0))
+    if variants and engine != "sqlite":
+        raise ConfigError(
+            f"execute.variants: changed copies are made of sqlite databases, not of {engine}; set it to 0"
+        )
     return ExecuteSettings(
         engine=engine,
         database=section.get("database"),
@@ -106,6 +115,6 @@ def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
         policy=make_policy(section.get("comparison")),
         workers=int(get("workers", 1)),
         on_bad_gold=get("on_bad_gold", "keep"),
-        variants=int(get("variants", 0)),
-        variants_dir=section.get("variants_dir"),
+        variants=variants,
+        variants_seed=int(get("variants_seed", 0)),
     )

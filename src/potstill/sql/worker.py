@@ -17,7 +17,9 @@ import resource
 import signal
 import struct
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import IO, Any
 
 from potstill.sql.engines import make_engine
@@ -37,11 +39,11 @@ def main(setup: dict[str, Any]) -> None:
     """Serve until stdin ends.
 
     Args:
-        setup: `engine`, `limits`, `policy`, `parent` (process id), `page` (descriptor), `scratch` (folder).
+        setup: `engine`, `limits`, `policy`, `parent` (process id), `page` (descriptor).
     """
     _die_with(setup["parent"])
     limits = Limits(**setup["limits"])
-    os.chdir(setup["scratch"])
+    _leave_folders()
     _bound_process(limits)
     page = mmap.mmap(setup["page"], STATE.size)
     # Sqlite and others must never write into our pipe: it is kept under a number of its own.
@@ -125,6 +127,13 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _leave_folders() -> None:
+    """Work in a folder that is no more: no relative path leads anywhere, and nothing is left behind after a kill."""
+    folder = tempfile.mkdtemp(prefix="potstill-sql-")
+    os.chdir(folder)
+    Path(folder).rmdir()
 
 
 def _bound_process(limits: Limits) -> None:

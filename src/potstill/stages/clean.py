@@ -88,7 +88,8 @@ def _add(row: Row, extract: Extract, target: str, counts: CleanCounts) -> None:
     counts.rows += 1
     counts.found += extract.method != "none"
     counts.methods[extract.method] += 1
-    counts.notes.update(extract.notes)
+    for note in extract.notes:
+        counts.notes[note] += 1
 
 
 def output_field(settings: dict[str, Any]) -> str:

@@ -6,9 +6,10 @@ once however many answers it judges. Equal statements of a window are run once.
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 from potstill.errors import InputError
 from potstill.records import Row
-from potstill.rows import publish, read_rows
+from potstill.rows import loads, publish, read_rows
 from potstill.sql.admission import admit
 from potstill.sql.databases import Database, Databases
 from potstill.sql.evaluate import Answer, Gold, pack, settles
@@ -24,10 +25,11 @@ from potstill.sql.gold import GoldFile, gold_key
 from potstill.sql.outcome import QueryError
 from potstill.sql.pool import Killed, Pool, Task
 from potstill.sql.settings import ExecuteSettings, read_settings
+from potstill.sql.variants import VariantStore
 
 #: Rows of a window, and gold results kept for the windows that follow.
 WINDOW_ROWS = 1024
-GOLD_KEPT = 4096
+GOLD_KEPT = 2048
 
 MISSING = Gold("missing")
 
@@ -60,14 +62,14 @@ def execute_rows(
     *,
     settings: dict[str, Any],
     gold_audit: Path | None = None,
+    variants: Path | None = None,
 ) -> ExecuteCounts:
     """Execute a file of rows.
 
-    Args:
-        input: Rows with a statement each.
-        output: The same rows in the same order with the fields of this stage.
-        settings: The config section `execute`.
-        gold_audit: The run's gold results; None = gold is run here, with the same code.
+        Args: input: Rows with a statement each. output: The same rows in the same order with the fields of this
+        stage. settings: The config section `execute`. gold_audit: The run's gold results; None = gold is run here,
+        with the same code. variants: The run's changed copies of the databases, as `make_variants` listed them; None
+        = they are made here in a scratch folder, if the settings ask for any.
 
     Returns:
         Counts.
@@ -81,7 +83,8 @@ def execute_rows(
     with ExitStack() as stack:
         databases = stack.enter_context(config.open_databases())
         known = stack.enter_context(GoldFile(gold_audit)) if gold_audit is not None else None
-        executor = Executor(config, databases, stack.enter_context(config.open_pool()), known)
+        store = stack.enter_context(_open_variants(config, variants)) if config.variants else None
+        executor = Executor(config, databases, stack.enter_context(config.open_pool()), known, store)
         out = stack.enter_context(publish(output))
         for row in executor.execute(read_rows(input)):
             counts.add(row)
@@ -92,6 +95,17 @@ def execute_rows(
                 "or name the field with the statement (execute.sql_field, --sql-field)"
             )
     return counts
+
+
+@contextmanager
+def _open_variants(config: ExecuteSettings, listed: Path | None) -> Iterator[VariantStore]:
+    """Yield the changed copies: those that were made before, or new ones that go away in the end."""
+    if listed is not None:
+        known = loads(listed.read_bytes())["databases"]
+        yield VariantStore(listed.parent, count=config.variants, seed=config.variants_seed, known=known)
+        return
+    with tempfile.TemporaryDirectory(prefix="potstill-variants-", ignore_cleanup_errors=True) as folder:
+        yield VariantStore(Path(folder), count=config.variants, seed=config.variants_seed)
 
 
 @dataclass(slots=True)
@@ -128,9 +142,18 @@ class Executor:
         databases: The lookup of databases.
         pool: The worker processes.
         known: Gold results of the run, if there are any.
+        variants: Changed copies that a match must hold on, if the settings ask for them.
     """
 
-    def __init__(self, config: ExecuteSettings, databases: Databases, pool: Pool, known: GoldFile | None) -> None:
+    def __init__(
+        self,
+        config: ExecuteSettings,
+        databases: Databases,
+        pool: Pool,
+        known: GoldFile | None,
+        variants: VariantStore | None,
+    ) -> None:
+        self._variants = variants
         self._config = config
         self._databases = databases
         self._pool = pool
@@ -234,11 +257,41 @@ class Executor:
 
     def _finish(self, window: _Window) -> Iterator[Row]:
         """Yield the rows of a window as their answers come in."""
+        if self._variants is not None:
+            yield from self._finish_with_variants(window, self._variants)
+            return
         answers: list[Answer] = []
         for case, place in zip(window.cases, window.places, strict=True):
             if place is not None and place == len(answers):
                 answers.append(_answer_of(next(window.outcomes), case))
             yield _fill(case, _failed(case) if place is None else answers[place])
+
+    def _finish_with_variants(self, window: _Window, store: VariantStore) -> Iterator[Row]:
+        """Run what matches on the changed copies too, and yield the rows of a window."""
+        outcomes = list(window.outcomes)
+        answers = [
+            _failed(case) if place is None else _answer_of(outcomes[place], case)
+            for case, place in zip(window.cases, window.places, strict=True)
+        ]
+        asked = [
+            self._pairs(case, store) if answer.match else [] for case, answer in zip(window.cases, answers, strict=True)
+        ]
+        pairs = dict.fromkeys(key for keys in asked for key in keys)
+        found = self._pool.collect(self._pool.submit(("pair", key) for key in pairs))
+        told = {
+            key: None if isinstance(outcome, Killed) else outcome for key, outcome in zip(pairs, found, strict=True)
+        }
+        for case, answer, keys in zip(window.cases, answers, asked, strict=True):
+            row = _fill(case, answer)
+            verdicts = [told[key] for key in keys if told[key] is not None]
+            row["variant_match"] = verdicts.count(True) if answer.match else None
+            row["variant_count"] = len(verdicts) if answer.match else None
+            yield row
+
+    def _pairs(self, case: _Case, store: VariantStore) -> list[tuple[str, str, str]]:
+        assert case.database is not None
+        gold_sql = self._admit(case.gold_sql)
+        return [(location, gold_sql, case.sql) for location in store.locations(case.database)]
 
 
 def gold_of(outcome: Any) -> Gold:

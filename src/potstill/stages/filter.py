@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import ConfigError
-from potstill.filters import Filter, load_filter
+from potstill.filters import Filter, Verdict, load_filter
 from potstill.filters import duplicates as duplicates_module
 from potstill.filters.duplicates import DuplicateCap
 from potstill.filters.samples import NOT_BEST, best, vote
@@ -129,8 +129,9 @@ class _Rules:
         self._settings = settings
         self._needed = needed_fields(settings)
         self._expression = _expression(settings.get("expression"))
-        self._plugins: list[Filter] = [
-            load_filter(item["name"], item.get("settings") or {}) for item in settings.get("plugins") or ()
+        self._plugins = [
+            _named(item["name"], load_filter(item["name"], item.get("settings") or {}))
+            for item in settings.get("plugins") or ()
         ]
         self._checks = self._make_checks(settings)
         duplicates = settings.get("duplicates")
@@ -297,6 +298,21 @@ def _all_variants(row: Row) -> bool:
     """Say whether a row agrees with gold on all changed copies of its database."""
     matched, count = row.get("variant_match"), row.get("variant_count")
     return matched is True or (isinstance(matched, int) and bool(count) and matched == count)
+
+
+def _named(name: str, plugin: Filter) -> Filter:
+    """Return a user's filter whose failure names it and the row: no row may pass or fall by accident."""
+
+    def check(row: Row) -> Verdict:
+        try:
+            return plugin(row)
+        except Exception as error:  # a user's code may raise anything
+            identity = row.get("sample_id")
+            raise ConfigError(
+                f"filter.plugins: {name!r} failed on row {identity}: {error!r}; mend the filter"
+            ) from error
+
+    return check
 
 
 def _plugin_check(plugin: Filter) -> _Check:

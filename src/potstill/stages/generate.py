@@ -73,7 +73,8 @@ def generate_chunk(
 
     job = str(answered.resolve())
     with AnswerStore(answers_dir, model.name) as store, contextlib.ExitStack() as scope:
-        check_refused(store.folder, model)
+        if not settings.get("offline"):
+            check_refused(store.folder, model)
         policy = _policy(settings, store.folder, job)
         files = [answered, failed, not_asked]
         writers = [None if path is None else scope.enter_context(publish(path)) for path in files]

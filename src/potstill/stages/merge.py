@@ -153,7 +153,9 @@ def _read_summary(path: Path, chunks: int) -> list[dict[str, Any]]:
 def _check_conservation(tally: _Tally, expected: Mapping[str, Any], samples: int) -> None:
     chunk, rows = expected["chunk"], expected["rows"]
     if unexpected := sorted(set(tally.rows) - set(range(samples))):
-        raise ConservationError(f"chunk {chunk}: rows with sample_index {unexpected[0]}, but {samples} samples were asked")
+        raise ConservationError(
+            f"chunk {chunk}: rows with sample_index {unexpected[0]}, but {samples} samples were asked"
+        )
     for index in range(samples):
         found = tally.rows[index]
         if found != rows:
@@ -170,4 +172,3 @@ def _check_conservation(tally: _Tally, expected: Mapping[str, Any], samples: int
 
 def _describe(missing: int) -> str:
     return f"{missing} lost" if missing > 0 else f"{-missing} too many"
-

@@ -210,7 +210,9 @@ class RowMaker:
         if self._fields:
             names = list(self._fields)
         else:
-            names = [name for name in row if name != self._id_field and (name not in ADDED_FIELDS or name in self._allowed)]
+            names = [
+                name for name in row if name != self._id_field and (name not in ADDED_FIELDS or name in self._allowed)
+            ]
         if self._id_in_hash and self._id_field is not None:
             names.append(self._id_field)
         missing = [name for name in (*names, *filter(None, [self._id_field])) if name not in row]
@@ -242,7 +244,7 @@ def _collision_error(line: InputLine, name: str) -> ConfigError:
 def _check_bad_ratio(counts: PrepareCounts, allowed: float, rejected: Path, evidence: Path) -> None:
     if counts.rejected <= allowed * counts.lines:
         return
-    quoted = []
+    quoted: list[str] = []
     with publish(evidence) as copy, open_binary(rejected) as lines:
         for line in lines:
             copy.write_line(line)
@@ -301,7 +303,12 @@ def _cut(lines: Iterator[tuple[str, bytes]], rows: int, chunks: Sequence[Path]) 
             for sample_id, line in itertools.islice(lines, size + (number < larger)):
                 out.write_line(line)
                 ids += int(sample_id, 16)
-        yield {"chunk": path.name.partition(".")[0], "rows": out.count, "first_row": first, "id_sum": format_id_sum(ids)}
+        yield {
+            "chunk": path.name.partition(".")[0],
+            "rows": out.count,
+            "first_row": first,
+            "id_sum": format_id_sum(ids),
+        }
         first += out.count
     # Exhaust the reader: repeated rows after the last kept one are written out too.
     for _ in lines:

@@ -61,11 +61,12 @@ def _by_count(item: tuple[str, int]) -> tuple[int, str]:
 
 
 def _count(path: Path, counters: dict[str, collections.Counter[str]]) -> int:
-    number = 0
-    for number, row in enumerate(read_rows(path), start=1):
+    rows = 0
+    for row in read_rows(path):
+        rows += 1
         for name, value in _counted_values(row):
             counters[name][value] += 1
-    return number
+    return rows
 
 
 def _counted_values(row: Row) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ import re
 import sqlite3
 import time
 from collections import OrderedDict
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from potstill.sql.engines.fetch import fetch_all
 from potstill.sql.limits import Limits
@@ -47,6 +47,8 @@ _LIMITS = {
 }
 #: Table-valued functions that build their table on first use, which the authorizer would refuse.
 _WARMED = ("SELECT * FROM json_each('[]')", "SELECT * FROM json_tree('[]')")
+_NAMES_CLOCK = re.compile(r"\bnow\b|\bcurrent_", re.IGNORECASE)
+_PINNED_FAILED = "user-defined function raised exception"
 _PINNED_IN_SCHEMA = re.compile(rf"\b({'|'.join(PINNED_NAMES)})\b", re.IGNORECASE)
 
 #: The start of a message (SQLite has one code for most of them) -> class. The first that fits wins.
@@ -68,11 +70,19 @@ _MESSAGES: tuple[tuple[str, ErrorClass], ...] = (
     (r"interrupted", "timeout"),
     (
         r"unable to open database|file is not a database|database disk image is malformed|malformed database schema"
-        r"|unsupported file format",
+        r"|unsupported file format|database is locked|disk i/o error",
         "no_such_database",
     ),
 )
 _CLASSES = tuple((re.compile(pattern, re.IGNORECASE | re.DOTALL), name) for pattern, name in _MESSAGES)
+
+
+class _Key(NamedTuple):
+    """Which connection: of what database, with unordered rows in another order, with clock and dice pinned."""
+
+    database: str
+    other_order: bool
+    pinned: bool
 
 
 class SqliteEngine:
@@ -87,16 +97,25 @@ class SqliteEngine:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._kept: OrderedDict[tuple[str, bool], _Guarded] = OrderedDict()
+        self._kept: OrderedDict[_Key, _Guarded] = OrderedDict()
 
     def run(self, database: str, sql: str, *, other_order: bool = False) -> Result:
         """Run one statement; see `Engine`."""
-        key = (database, other_order)
-        guarded = self._connection(key)
         try:
-            return guarded.run(sql)
+            return self._run(_Key(database, other_order, True), sql)
         except QueryError as error:
-            if error.error_class in ("out_of_memory", "no_such_database", "other"):
+            if _PINNED_FAILED not in error.message:
+                raise
+        # Python hands no text to a function that is not UTF-8; the built-in functions take it.
+        result = self._run(_Key(database, other_order, False), sql)
+        result.used_clock = _NAMES_CLOCK.search(sql) is not None
+        return result
+
+    def _run(self, key: _Key, sql: str) -> Result:
+        try:
+            return self._connection(key).run(sql)
+        except QueryError as error:
+            if error.error_class in ("out_of_memory", "no_such_database", "other") and key in self._kept:
                 # What may have upset a connection is not built upon.
                 self._kept.pop(key).close()
             raise
@@ -106,14 +125,14 @@ class SqliteEngine:
         while self._kept:
             self._kept.popitem()[1].close()
 
-    def _connection(self, key: tuple[str, bool]) -> _Guarded:
+    def _connection(self, key: _Key) -> _Guarded:
         guarded = self._kept.get(key)
         if guarded is not None:
             self._kept.move_to_end(key)
             return guarded
         while len(self._kept) >= MAX_CONNECTIONS:
             self._kept.popitem(last=False)[1].close()
-        self._kept[key] = guarded = _Guarded(key[0], self._limits, other_order=key[1])
+        self._kept[key] = guarded = _Guarded(key, self._limits)
         return guarded
 
 
@@ -127,7 +146,7 @@ def set_heap_limit(max_bytes: int) -> None:
 class _Guarded:
     """One connection with all its guards."""
 
-    def __init__(self, uri: str, limits: Limits, *, other_order: bool) -> None:
+    def __init__(self, key: _Key, limits: Limits) -> None:
         self._limits = limits
         self._pinned = PinnedFunctions(limits.clock, limits.max_value_bytes)
         self._denied = ""
@@ -136,12 +155,14 @@ class _Guarded:
         self._stopped_by = ""
         try:
             # No cache of statements: the authorizer sees a statement only when it is prepared.
-            self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0, timeout=2.0)
+            self._connection = sqlite3.connect(
+                key.database, uri=True, isolation_level=None, cached_statements=0, timeout=2.0
+            )
         except sqlite3.Error as error:
             self._pinned.close()
             raise QueryError("no_such_database", f"the database cannot be opened: {error}") from error
         try:
-            self._guard(other_order)
+            self._guard(key)
         except (sqlite3.Error, MemoryError) as error:
             self.close()
             raise QueryError("no_such_database", f"the database cannot be read: {error}") from error
@@ -151,16 +172,17 @@ class _Guarded:
         self._connection.close()
         self._pinned.close()
 
-    def _guard(self, other_order: bool) -> None:
+    def _guard(self, key: _Key) -> None:
         connection = self._connection
         schema = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-        self._pinned.install(connection)
+        if key.pinned:
+            self._pinned.install(connection)
         # A replaced function is no longer one that an untrusted schema may call: a view with `date()` would fail.
-        uses_pinned = any(_PINNED_IN_SCHEMA.search(sql) for _, sql in schema)
+        uses_pinned = key.pinned and any(_PINNED_IN_SCHEMA.search(sql) for _, sql in schema)
         connection.execute(f"PRAGMA trusted_schema={'ON' if uses_pinned else 'OFF'}")
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("PRAGMA query_only=ON")
-        if other_order:
+        if key.other_order:
             connection.execute("PRAGMA reverse_unordered_selects=ON")
         self._warm(schema)
         for limit, value in _LIMITS.items():
