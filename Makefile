@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check local-llm profiles docs crash-test crash-test-short siflow-chaos siflow-chaos-short bench clean
+.PHONY: help demo test check local-llm profiles docs crash-test crash-test-short siflow-chaos siflow-chaos-short chaos chaos-short bench clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,12 @@ siflow-chaos: $(VENV)/.installed-dev  ## the SiFlow executor against faults of t
 
 siflow-chaos-short: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.siflow.chaos --short --output build/siflow-scorecard.md
+
+chaos: $(VENV)/.installed-dev  ## kill anything, a hundred times over 200 chunks; the dataset stays the same
+	$(BIN)/python -m tests.chaos --kills 100 --chunks 200 --seed 1
+
+chaos-short: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.chaos --kills 12 --chunks 16 --seed 2
 
 bench: $(VENV)/.installed-dev  ## measure the engine beside a bare loop
 	$(BIN)/python bench/generate.py

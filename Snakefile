@@ -35,6 +35,7 @@ include: "workflow/rules/stats.smk"
 include: "workflow/rules/config.smk"
 include: "workflow/rules/reports.smk"
 include: "workflow/rules/page.smk"
+include: "workflow/rules/cascade.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/student.smk"
 

@@ -1,14 +1,17 @@
 """Rule generate_answers: ask a teacher for the answers of one chunk."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+from potstill.adaptive import solved_by, solved_in_round, target_reached
 from potstill.config.model import load_model
 from potstill.environment import load_env_file
 from potstill.jobs import job, parse_arguments
 from potstill.records import Row
+from potstill.routing import Router
 from potstill.stages.audit_gold import GoldCheck
 from potstill.stages.generate import generate_chunk, started
 from potstill.stages.prepare import find_first_row
@@ -34,19 +37,27 @@ def main() -> None:
             first_row=find_first_row(args.summary[0], args.rows) if args.summary else 0,
             skip=first_reason(find_reasons(scope)),
             # The jobs of a run share its budget.
-            run_id=str(args.answered.parents[2]),
+            run_id=str(args.model.parents[1]),
             share=1 / pace["parallel_jobs"],
         )
 
 
 def find_reasons(scope: contextlib.ExitStack) -> list[Callable[[Row], str | None]]:
-    """Return what may keep a row from being asked: a bad gold query, a student's share of the rows."""
+    """Return what may keep a row from being asked: another model's row or answer, a bad gold query, and so on."""
     reasons: list[Callable[[Row], str | None]] = []
+    if routes := json.loads(args.routes):
+        reasons.append(functools.partial(Router(routes).reason, alias=args.model.parent.name))
     if execute := json.loads(args.execute):
         gold = scope.enter_context(GoldCheck(args.gold[0], settings=execute))
         reasons.append(lambda row: "bad_gold" if gold.skips(row) else None)
     if args.held_out:
         reasons.append(held_out(args.held_out[0]))
+    if args.round_before:
+        reasons.append(solved_in_round(args.round_before, args.settings["stop_when"]))
+    if args.solved:
+        reasons.append(solved_by(args.solved, run_dir=args.model.parents[1]))
+    if args.target and target_reached(args.target[0], args.settings["target_kept"], args.answered):
+        reasons.append(lambda _: "target_reached")
     return reasons
 
 
@@ -62,11 +73,14 @@ if __name__ == "__main__":
         "gold*",
         "summary*",
         "held-out*",
+        "solved*",
+        "target*",
+        "round-before*",
         "env-file*",
         "answered",
         "failed",
         "not-asked",
-        values=("answers-dir", "concurrency", "pace", "execute"),
+        values=("answers-dir", "concurrency", "pace", "execute", "routes"),
     )
     with job(args.log):
         main()

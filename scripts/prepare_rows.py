@@ -20,5 +20,6 @@ if __name__ == "__main__":
             input_settings=snakemake.params.input,
             settings=snakemake.params.prepare,
             prompt=Prompt(templates[0] if templates else None, **snakemake.params.prompt),
+            routes=snakemake.params.routes,
             evidence=Path(snakemake.log[0]).with_name("rejected.jsonl"),
         )

@@ -5,16 +5,21 @@ from pathlib import Path
 from potstill.config.model import load_model
 from potstill.jobs import job
 from potstill.reports.cost import write_cost_report
-from potstill.reports.files import ModelFiles
+from potstill.reports.files import ModelFiles, round_folders
 
 if __name__ == "__main__":
     with job(snakemake.log[0]):
-        model = snakemake.wildcards.model
+        model, rounds = snakemake.wildcards.model, snakemake.params.rounds
         logs = Path(snakemake.input.kept).parent.parent / "logs" / "generate_answers" / model
         write_cost_report(
             Path(snakemake.output.report),
             model=model,
             files=ModelFiles(*(Path(snakemake.input[name]) for name in ModelFiles._fields)),
             prices=load_model(Path(snakemake.input.model)).prices,
-            logs=[logs / f"{chunk}.log" for chunk in snakemake.params.chunks],
+            logs=[
+                folder / f"{chunk}.log"
+                for folder in round_folders(logs, rounds["max"] if rounds else 1)
+                for chunk in snakemake.params.chunks
+            ],
+            rounds=rounds,
         )

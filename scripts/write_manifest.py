@@ -18,7 +18,7 @@ if __name__ == "__main__":
             Path(snakemake.output.manifest),
             model=model,
             run_dir=run_dir,
-            stages=find_stage_files(run_dir, model, snakemake.params.chunks),
+            stages=find_stage_files(run_dir, model, snakemake.params.chunks, snakemake.params.rounds),
             reports=[Path(files[name]) for name in named],
             sources={
                 "inputs": [Path(path) for path in files.rows],

@@ -17,5 +17,6 @@ if __name__ == "__main__":
             samples=snakemake.params.samples,
             database_field=snakemake.params.database_field,
             require=snakemake.params.require,
+            rounds=snakemake.params.rounds,
             gold_audit=Path(files.gold) if files.gold else None,
         )

@@ -15,5 +15,5 @@ if __name__ == "__main__":
             Path(snakemake.output.report),
             model=model,
             files=ModelFiles(*(Path(snakemake.input[name]) for name in ModelFiles._fields)),
-            benchmarks=model_benchmarks(run_dir, model, snakemake.params.chunks),
+            benchmarks=model_benchmarks(run_dir, model, snakemake.params.chunks, snakemake.params.rounds),
         )

@@ -60,6 +60,7 @@ ADDED_FIELDS: dict[str, str] = {
     **dict.fromkeys(("score", "sql_quality"), "score"),
     **dict.fromkeys(("keep", "reject_reasons", "reject_reason", "agreement"), "filter"),
     "not_asked_reason": "generate",
+    "solved_by": "cascade",
 }
 
 #: The one name of ours that a user's row may carry in: the conversation to send, as it is.

@@ -100,6 +100,9 @@ class KeySource:
         return value
 
     def _from_environment(self, name: str) -> str:
+        # A cluster's executor may hand a key over as a file, named by {NAME}_FILE: that one can be rotated.
+        if file := self.environ.get(f"{name}_FILE"):
+            return self._from_file(Path(file))
         value = self.environ.get(name)
         if not value:
             found = "is empty" if value == "" else "is not set"

@@ -20,8 +20,10 @@ import yaml
 from potstill.chunks import chunk_names, count_chunks
 from potstill.config.model import load_model
 from potstill.config.run import STAGE_FOLDERS, Config, complete_config
+from potstill.errors import ConfigError
 from potstill.holders import hold, recover
 from potstill.readers import count_rows, expand_inputs
+from potstill.routing import get_routes
 
 #: The resource that generate jobs with a rate limit take one of.
 RATE_LIMITED = "rate_limited_jobs"
@@ -77,6 +79,86 @@ class Plan:
     def model_pattern(self) -> str:
         """A regular expression that fits the aliases and nothing else."""
         return "|".join(re.escape(alias) for alias in self.models)
+
+    @property
+    def routes(self) -> list[dict[str, Any]]:
+        """Which rows go to which model; empty where every model takes all."""
+        return get_routes(self.config["models"])
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the run stops asking once enough rows are kept."""
+        return self.config["generate"]["target_kept"] is not None
+
+    @property
+    def target_settings(self) -> str:
+        """What decides which rows are kept, as JSON: with a change, rows that were kept before do not count any more."""
+        stages = {stage: self.config[stage] for stage in (*list(STAGE_FOLDERS)[1:], "filter", "rounds", "cascade")}
+        generate = self.without(self.config["generate"], *self.pace_keys)
+        return json.dumps({"generate": generate, **stages, "routes": self.routes}, ensure_ascii=False)
+
+    @property
+    def priority(self) -> int:
+        """The priority of the stages after `generate`: with a target, rows are judged before further ones are asked."""
+        return 1 if self.has_target else 0
+
+    @property
+    def cascade(self) -> list[str]:
+        """The aliases of the models that form a cascade, in order; none without one."""
+        cascade: list[str] = self.config["cascade"]
+        return cascade
+
+    @property
+    def rounds(self) -> range:
+        """The numbers of the rounds; a single one unless the config has `rounds`."""
+        rounds = self.config["rounds"]
+        return range(1, 1 + (rounds["max"] if rounds else 1))
+
+    @property
+    def round_pattern(self) -> str:
+        """A regular expression for the wildcard `model` of rules that work on one chunk of one round.
+
+        The first round's files lie in the model's folder, those of later ones in `{model}/rounds/{round}`.
+        """
+        later = "|".join(map(str, self.rounds[1:]))
+        return rf"(?:{self.model_pattern})(?:/rounds/(?:{later}))?" if later else self.model_pattern
+
+    def in_rounds(self, patterns: str | Sequence[str]) -> list[str]:
+        """Return path patterns with `{model}` for every round, the first round first."""
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        folders = ["{model}", *(f"{{model}}/rounds/{number}" for number in self.rounds[1:])]
+        return [pattern.replace("{model}", folder) for folder in folders for pattern in patterns]
+
+    @staticmethod
+    def split_round(folder: str) -> tuple[str, int]:
+        """Return the alias and the round's number that the wildcard `model` of one chunk's rules stands for."""
+        alias, _, number = folder.partition("/rounds/")
+        return alias, int(number or 1)
+
+    def round_before(self, folder: str, chunk: str) -> list[str]:
+        """Return the files of a chunk's round before the one in a folder: kept, rejected and not asked rows."""
+        alias, number = self.split_round(folder)
+        if number == 1:
+            return []
+        before = alias if number == 2 else f"{alias}/rounds/{number - 1}"
+        not_asked = f"{self.folder}/{{model}}/generated/{{chunk}}.not_asked.jsonl"
+        return [path.format(model=before, chunk=chunk) for path in (self.kept_output, *self.rejected_output, not_asked)]
+
+    def round_settings(self, folder: str) -> str:
+        """Return the settings of `generate` for the round in a folder, as JSON."""
+        rounds, (_, number) = self.config["rounds"], self.split_round(folder)
+        settings = self.without(self.config["generate"], *self.pace_keys)
+        settings |= {"samples": rounds["samples"], "first_sample": (number - 1) * rounds["samples"]}
+        # The first round does not run again when the rule for stopping changes.
+        return json.dumps(
+            settings if number == 1 else {**settings, "stop_when": rounds["stop_when"]}, ensure_ascii=False
+        )
+
+    def solved_before(self, alias: str, chunk: str) -> list[str]:
+        """Return the kept rows of a chunk of the models that come before one in the cascade."""
+        before = self.cascade[: self.cascade.index(alias)] if alias in self.cascade else []
+        patterns = self.in_rounds(self.kept_output)
+        return [pattern.format(model=model, chunk=chunk) for model in before for pattern in patterns]
 
     def has(self, stage: str) -> bool:
         """Say whether a stage is switched on."""
@@ -209,6 +291,8 @@ class Plan:
             targets += [f"{self.folder}/{model}/merged.jsonl", f"{self.folder}/{model}/stats.json"]
             if self.config["export"] is not None:
                 targets.append(f"{self.folder}/{model}/export/summary.json")
+        if self.cascade:
+            targets.append(f"{self.folder}/cascade/merged.jsonl")
         if self.students:
             targets.append(f"{self.folder}/score_agreement.json")
         return targets
@@ -289,6 +373,23 @@ def _count_input(inputs: Sequence[Path]) -> int:
     return sum(counts.values())
 
 
+def refuse_keep_incomplete(asked: bool) -> None:
+    """Refuse a flag with which Snakemake takes a half-written output of a failed job for a finished one.
+
+    Args:
+        asked: Whether `--keep-incomplete` is set.
+
+    Raises:
+        ConfigError: If it is.
+    """
+    if asked:
+        raise ConfigError(
+            "--keep-incomplete (on the command line or in a profile) is refused: Snakemake would take the half-written output "
+            "of a job that failed for a whole one, and the next run would merge too few rows without a word. Leave it out: every "
+            "answer that was paid for is in the answer store anyway, and is not asked for again"
+        )
+
+
 def enter_folder(plan: Plan, arguments: Sequence[str]) -> None:
     """Clear away what a killed run left in the working directory, and register this one.
 
@@ -342,6 +443,10 @@ def describe_results(plan: Plan, folder: Path | None = None) -> str:
         lines.append(f"{alias}: {counts}" + (f" (rejected: {reasons})" if reasons else ""))
         lines.append(
             f"  look at {root / alias}/: merged.jsonl, rejected.jsonl, failed.jsonl, stats.json, reports/, export/"
+        )
+    if plan.cascade:
+        lines.append(
+            f"the best answer to each row: {root / 'cascade' / 'merged.jsonl'}, costs in summary.json beside it"
         )
     lines.append(f"open first: {root / 'report.html'}")
     return "\n".join(lines)

@@ -38,7 +38,7 @@ def test_rows_per_chunk_is_a_maximum(tmp_path: Path) -> None:
 
 
 def test_a_packed_file_without_a_last_newline_is_split(tmp_path: Path) -> None:
-    """gzip is unpacked on the way, and the last line gets its newline."""
+    """Gzip is unpacked on the way, and the last line gets its newline."""
     source = tmp_path / "in.jsonl.gz"
     source.write_bytes(gzip.compress(b"1\n2\n3"))
     assert [file.read_text() for file in split_file(source, tmp_path / "out", chunks=2)] == ["1\n2\n", "3\n"]

@@ -146,3 +146,16 @@ def test_a_server_block_gets_its_defaults(tmp_path: Path) -> None:
     )
     assert (model.server["port"], model.server["ready_url"]) == ("auto", "/v1/models")
     assert model.at("http://127.0.0.1:5/v1").addresses[0].chat_url == "http://127.0.0.1:5/v1/chat/completions"
+
+
+def test_a_key_that_an_executor_hands_over_as_a_file_goes_before_the_variable(tmp_path: Path) -> None:
+    """`{NAME}_FILE` is read anew each time, so that a rotated key reaches a running job."""
+    (tmp_path / "key").write_text("first\n")
+    document = {
+        "client_config": {"base_url": "http://127.0.0.1:1/v1", "api_key_env": "K"},
+        "chat_config": {"model": "m"},
+    }
+    key = _load(tmp_path, document, K="old", K_FILE=str(tmp_path / "key")).key
+    assert key.read() == "first"
+    (tmp_path / "key").write_text("second\n")
+    assert key.read() == "second"

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from potstill.sql.limits import Limits
 from potstill.sql.outcome import ERROR_CLASSES, QueryError
 from potstill.sql.policy import Policy
 from potstill.sql.pool import BATCH_TASKS, Killed, Pool
+from potstill.sql.worker import STATE as PAGE
 from potstill.stages.audit_gold import GoldCheck, audit_gold
 from potstill.stages.execute import execute_rows
 
@@ -197,26 +199,34 @@ def test_a_killed_worker_is_one_rows_result(tmp_path: Path, database: Path) -> N
     assert "0.7 s" in found[0]["exec_error"]
 
 
-def test_a_worker_that_dies_by_itself_is_one_rows_result(database: Path) -> None:
-    """When a worker is killed from outside, its task is `Killed` and the rest is done by another one."""
-    with Pool("sqlite", Limits(), Policy()) as pool:
+@pytest.mark.parametrize(("kills", "blamed"), [(1, 0), (2, 1)])
+def test_a_task_is_blamed_for_its_workers_death_only_when_it_happens_twice(
+    database: Path, kills: int, blamed: int
+) -> None:
+    """A worker that somebody kills once changes no verdict; a statement that kills each of its workers is one row's result."""
+    with Pool("sqlite", Limits(timeout_s=4), Policy()) as pool:
         slow = ("answer", (uri(database), ENDLESS, None, ""))
         quick = ("answer", (uri(database), "SELECT 1", None, ""))
         outcomes = pool.collect(pool.submit([quick, slow, quick]))
-        first = next_started(pool)
-        os.kill(first, signal.SIGKILL)
+        killer = threading.Thread(target=kill_workers, args=(pool, kills))
+        killer.start()
         found = list(outcomes)
-    assert [isinstance(outcome, Killed) for outcome in found].count(True) <= 1
+        killer.join()
+    assert [isinstance(outcome, Killed) for outcome in found].count(True) == blamed
+    assert isinstance(found[1], Killed) or found[1][0] == "timeout"
     assert found[2][0] == ""
 
 
-def next_started(pool: Pool) -> int:
-    """Return the process id of the pool's worker once it is at work."""
-    worker = pool._workers[0]
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and not worker.overdue(Limits(timeout_s=-2.0, kill_grace_s=0)):
-        time.sleep(0.01)
-    return int(worker._process.pid)
+def kill_workers(pool: Pool, kills: int) -> None:
+    """SIGKILL the worker that is at the second task, so many times."""
+    dead: set[int] = set()
+    while len(dead) < kills:
+        time.sleep(0.02)
+        for worker in list(pool._workers):
+            pid = worker._process.pid
+            if pid not in dead and not worker._page.closed and PAGE.unpack_from(worker._page, 0)[0] == 2:
+                os.kill(pid, signal.SIGKILL)
+                dead.add(pid)
 
 
 def test_workers_die_with_their_parent(database: Path) -> None:

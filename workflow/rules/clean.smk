@@ -14,6 +14,9 @@ if PLAN.has("clean"):
             f"{RUN}/logs/clean_answers/{{model}}/{{chunk}}.log",
         benchmark:
             f"{RUN}/benchmarks/clean_answers/{{model}}/{{chunk}}.tsv"
+        wildcard_constraints:
+            model=PLAN.round_pattern,
+        priority: PLAN.priority
         conda:
             "../../environment.yml"
         threads: 1

@@ -15,6 +15,7 @@ from potstill.workflow import (
     describe_results,
     enter_folder,
     plan_run,
+    refuse_keep_incomplete,
     write_log,
 )
 
@@ -51,16 +52,53 @@ def get_user_file(path):
 
 
 def get_model_file(wildcards):
+    # Every chunk needs this file, and an input function is called while the DAG is built: the first moment at which
+    # Snakemake's settings are known, from the command line and profiles alike, and before any job runs.
+    try:
+        # No settings, no run: `--summary`, `--dag`.
+        settings = workflow.execution_settings
+        refuse_keep_incomplete(settings is not None and settings.keep_incomplete)
+    except PotstillError as error:
+        raise WorkflowError(str(error)) from None
     return get_user_file(PLAN.models[wildcards.model]["config"])
 
 
 def get_held_out(wildcards):
     """The splits of the teacher's export, of which a student answers the held-out rows."""
-    if wildcards.model in PLAN.students:
+    if PLAN.split_round(wildcards.model)[0] in PLAN.students:
         return f"{RUN}/{PLAN.teacher}/export/splits.jsonl"
     return []
+
+
+def get_solved_before(wildcards):
+    """The same chunk's rows that earlier models of the cascade have solved."""
+    return PLAN.solved_before(PLAN.split_round(wildcards.model)[0], wildcards.chunk)
+
+
+def get_model_of_round(wildcards):
+    return f"{RUN}/{PLAN.split_round(wildcards.model)[0]}/model.yaml"
+
+
+def get_target(wildcards):
+    return f"{RUN}/{PLAN.split_round(wildcards.model)[0]}/target.json"
+
+
+def get_round_before(wildcards):
+    """What became of the same chunk's rows in the round before."""
+    return PLAN.round_before(wildcards.model, wildcards.chunk)
+
+
+def get_round_settings(wildcards):
+    return PLAN.round_settings(wildcards.model)
 
 
 def get_chunks(pattern):
     """A pattern with {chunk} filled in for every chunk, {model} left open."""
     return expand(pattern, chunk=PLAN.chunks, allow_missing=True)
+
+
+def get_results(patterns):
+    """Patterns with {chunk} filled in for every chunk of every round, {model} left open."""
+    return [
+        path for pattern in PLAN.in_rounds(patterns) for path in get_chunks(pattern)
+    ]

@@ -16,6 +16,9 @@ if PLAN.has("execute"):
             f"{RUN}/logs/execute_answers/{{model}}/{{chunk}}.log",
         benchmark:
             f"{RUN}/benchmarks/execute_answers/{{model}}/{{chunk}}.tsv"
+        wildcard_constraints:
+            model=PLAN.round_pattern,
+        priority: PLAN.priority
         conda:
             "../../environment.yml"
         threads: PLAN.workers

@@ -15,6 +15,9 @@ if PLAN.has("filter"):
             f"{RUN}/logs/filter_answers/{{model}}/{{chunk}}.log",
         benchmark:
             f"{RUN}/benchmarks/filter_answers/{{model}}/{{chunk}}.tsv"
+        wildcard_constraints:
+            model=PLAN.round_pattern,
+        priority: PLAN.priority
         conda:
             "../../environment.yml"
         threads: 1

@@ -5,14 +5,23 @@ durable in the answer store before it counts, so that a rerun asks only for what
 engine owns them.
 """
 
+import json
+
 
 rule generate_answers:
     input:
         rows=f"{RUN}/prepared/chunks/{{chunk}}.jsonl",
-        model=f"{RUN}/{{model}}/model.yaml",
+        model=(
+            get_model_of_round
+            if PLAN.config["rounds"]
+            else f"{RUN}/{{model}}/model.yaml"
+        ),
         gold=PLAN.gold_audit,
         summary=PLAN.pilot_summary,
         held_out=get_held_out if PLAN.students else [],
+        solved=get_solved_before if PLAN.cascade else [],
+        target=get_target if PLAN.has_target else [],
+        round_before=get_round_before if PLAN.config["rounds"] else [],
     output:
         answered=f"{RUN}/{{model}}/generated/{{chunk}}.jsonl",
         failed=f"{RUN}/{{model}}/generated/{{chunk}}.failed.jsonl",
@@ -21,6 +30,8 @@ rule generate_answers:
         f"{RUN}/logs/generate_answers/{{model}}/{{chunk}}.log",
     benchmark:
         f"{RUN}/benchmarks/generate_answers/{{model}}/{{chunk}}.tsv"
+    wildcard_constraints:
+        model=PLAN.round_pattern,
     conda:
         "../../environment.yml"
     threads: 1
@@ -32,8 +43,13 @@ rule generate_answers:
         # Requests in flight: `--resources requests_in_flight=120` limits the sum over parallel jobs.
         requests_in_flight=PLAN.config["generate"]["concurrency"],
     params:
-        settings=PLAN.settings("generate", without=PLAN.pace_keys),
+        settings=(
+            get_round_settings
+            if PLAN.config["rounds"]
+            else PLAN.settings("generate", without=PLAN.pace_keys)
+        ),
         execute=PLAN.settings("execute") if PLAN.skips_bad_gold else "null",
+        routes=json.dumps(PLAN.routes),
         answers_dir=PLAN.config["answers_dir"],
         env_file=PLAN.env_files,
     message:
@@ -45,13 +61,44 @@ rule generate_answers:
         " --gold {input.gold:q}"
         " --summary {input.summary:q}"
         " --held-out {input.held_out:q}"
+        " --solved {input.solved:q}"
+        " --target {input.target:q}"
+        " --round-before {input.round_before:q}"
         " --answered {output.answered:q}"
         " --failed {output.failed:q}"
         " --not-asked {output.not_asked:q}"
         " --settings {params.settings:q}"
         " --execute {params.execute:q}"
+        " --routes {params.routes:q}"
         " --answers-dir {params.answers_dir:q}"
         " --env-file {params.env_file:q}"
         " --concurrency {resources.requests_in_flight:q}"
         " --pace {resources.pace:q}"
         " --log {log:q}"
+
+
+if PLAN.has_target:
+
+    # From when on kept rows count for the target: this file is made anew when what decides about them changes.
+    rule write_target:
+        input:
+            model=f"{RUN}/{{model}}/model.yaml",
+            summary=f"{RUN}/prepared/summary.json",
+            gold=PLAN.gold_audit,
+        output:
+            target=f"{RUN}/{{model}}/target.json",
+        log:
+            f"{RUN}/logs/write_target/{{model}}.log",
+        benchmark:
+            f"{RUN}/benchmarks/write_target/{{model}}.tsv"
+        conda:
+            "../../environment.yml"
+        threads: 1
+        resources:
+            mem_mb=300,
+        params:
+            settings=PLAN.target_settings,
+        message:
+            "Noting what decides about the kept rows of {wildcards.model}"
+        shell:
+            "printf '%s\\n' {params.settings:q} > {output.target:q} 2> {log:q}"

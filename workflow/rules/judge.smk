@@ -21,6 +21,9 @@ if PLAN.has("judge"):
             f"{RUN}/logs/judge_answers/{{model}}/{{chunk}}.log",
         benchmark:
             f"{RUN}/benchmarks/judge_answers/{{model}}/{{chunk}}.tsv"
+        wildcard_constraints:
+            model=PLAN.round_pattern,
+        priority: PLAN.priority
         conda:
             "../../environment.yml"
         threads: 1

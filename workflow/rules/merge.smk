@@ -1,4 +1,4 @@
-"""merge_answers: the chunks of one model become one file for each outcome, in input order.
+"""merge_answers: the chunks of one model, in all rounds, become one file for each outcome, in input order.
 
 Reads the last stage's chunks and those of generate_answers; checks that no row was lost or doubled.
 """
@@ -6,10 +6,12 @@ Reads the last stage's chunks and those of generate_answers; checks that no row 
 
 rule merge_answers:
     input:
-        kept=get_chunks(PLAN.kept_output),
-        rejected=get_chunks(PLAN.rejected_output),
-        failed=get_chunks(rules.generate_answers.output.failed),
-        not_asked=get_chunks(rules.generate_answers.output.not_asked),
+        kept=get_results(PLAN.kept_output),
+        rejected=get_results(PLAN.rejected_output),
+        failed=get_results(f"{RUN}/{{model}}/generated/{{chunk}}.failed.jsonl"),
+        not_asked=get_results(f"{RUN}/{{model}}/generated/{{chunk}}.not_asked.jsonl"),
+        # The order of the rows, which several rounds do not tell.
+        chunks=rules.prepare_rows.output.chunks if len(PLAN.rounds) > 1 else [],
         summary=f"{RUN}/prepared/summary.json",
     output:
         kept=f"{RUN}/{{model}}/merged.jsonl",

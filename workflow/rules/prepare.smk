@@ -26,6 +26,7 @@ rule prepare_rows:
         input=PLAN.without(PLAN.config["input"], "path"),
         prepare=PLAN.config["prepare"],
         prompt=PLAN.without(PLAN.config["prompt"], "template"),
+        routes=PLAN.routes,
     message:
         "Preparing rows from {input.rows}"
     script:

@@ -27,6 +27,7 @@ rule write_quality_report:
         mem_mb=500,
     params:
         samples=PLAN.config["generate"]["samples"],
+        rounds=PLAN.config["rounds"],
         database_field=(
             PLAN.config["execute"]["database_field"] if PLAN.has("execute") else None
         ),
@@ -57,6 +58,7 @@ rule write_timing_report:
         mem_mb=500,
     params:
         chunks=PLAN.chunks,
+        rounds=len(PLAN.rounds),
     message:
         "Writing the timing report of {wildcards.model}"
     script:
@@ -84,6 +86,7 @@ rule write_cost_report:
         mem_mb=500,
     params:
         chunks=PLAN.chunks,
+        rounds=PLAN.config["rounds"],
     message:
         "Writing the cost report of {wildcards.model}"
     script:
@@ -121,6 +124,7 @@ rule write_manifest:
         mem_mb=500,
     params:
         chunks=PLAN.chunks,
+        rounds=len(PLAN.rounds),
     message:
         "Writing the manifest of {wildcards.model}"
     script:

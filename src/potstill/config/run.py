@@ -60,6 +60,10 @@ def complete_config(config: Mapping[str, Any], where: str) -> Config:
     if completed["execute"] is None:
         completed["score"] = None
     _check_models(completed, where)
+    _check_cascade(completed, where)
+    if completed["generate"]["target_kept"] is not None and completed["filter"] is None:
+        raise ConfigError(f"{where}: generate.target_kept: without a filter nothing is known as kept; set `filter`")
+    _complete_rounds(completed, where)
     _check_execute(completed, where)
     _find_files(completed, where)
     _check_stages(completed, where)
@@ -101,6 +105,44 @@ def _check_models(config: Config, where: str) -> None:
             raise ConfigError(f"{where}: models: a student is compared with a teacher; give one model `role: teacher`")
         if config["export"] is None or config["export"]["test_ratio"] == 0:
             raise ConfigError(f"{where}: models: a student answers held-out rows; set export.test_ratio above 0")
+
+
+def _check_cascade(config: Config, where: str) -> None:
+    cascade = config["cascade"]
+    if not cascade:
+        return
+    teachers = [model["alias"] for model in config["models"] if model["role"] != "student"]
+    if unknown := [alias for alias in cascade if alias not in teachers]:
+        raise ConfigError(
+            f"{where}: cascade: {unknown[0]}: no teacher has this alias; allowed are {', '.join(teachers)}"
+        )
+    if len(cascade) == 1:
+        raise ConfigError(f"{where}: cascade: found one model, give two or more, the cheapest first")
+    if config["filter"] is None:
+        raise ConfigError(f"{where}: cascade: without a filter every answer would solve its row; set `filter`")
+
+
+def _complete_rounds(config: Config, where: str) -> None:
+    """Check `rounds`, and make `generate.samples` what a row gets at most, with which rows are counted."""
+    rounds, generate = config["rounds"], config["generate"]
+    if rounds is None:
+        return
+    most = rounds["max"] * rounds["samples"]
+    if generate["samples"] not in (1, most):
+        raise ConfigError(
+            f"{where}: generate.samples: found {generate['samples']} beside `rounds`; leave it out: a round asks "
+            f"rounds.samples ({rounds['samples']}) answers per row, {most} in all rounds"
+        )
+    needed = {"gold_match": "execute", "exec_pass": "execute", "kept": "filter"}[rounds["stop_when"]]
+    if config[needed] is None:
+        raise ConfigError(
+            f"{where}: rounds.stop_when: {rounds['stop_when']} needs `{needed}`; set it, or stop otherwise"
+        )
+    if rounds["stop_when"] == "gold_match" and config["execute"]["gold_field"] is None:
+        raise ConfigError(
+            f"{where}: rounds.stop_when: gold_match needs `execute.gold_field`; set it, or stop otherwise"
+        )
+    generate["samples"] = most
 
 
 def _check_execute(config: Config, where: str) -> None:

@@ -70,7 +70,8 @@ def complete(value: Mapping[str, Any], schema_name: str, where: str) -> dict[str
     """
     schema = load_schema(schema_name)
     validate(value, schema, where)
-    return fill_defaults(value, schema)
+    completed: dict[str, Any] = fill_defaults(value, schema)
+    return completed
 
 
 def validate(value: Any, schema: Schema, where: str) -> None:

@@ -50,7 +50,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class _Evaluator(simpleeval.EvalWithCompoundTypes):
+class _Evaluator(simpleeval.EvalWithCompoundTypes):  # type: ignore[misc]  # it has no type information
     """simpleeval without comprehensions and without attributes of Python objects."""
 
     def __init__(self) -> None:

@@ -82,7 +82,8 @@ class Chunk:
         self._skip = skip
         self._budget = budget
         self._settings = settings
-        self._samples = tuple(range(int(settings.get("samples", 1))))
+        first_sample = int(settings.get("first_sample", 0))
+        self._samples = tuple(range(first_sample, first_sample + int(settings.get("samples", 1))))
         self._together = settings.get("samples_mode", "requests") == "n"
         self._offline = bool(settings.get("offline"))
         self._group = min(_GROUP_ROWS, int(settings.get("batch_size", _GROUP_ROWS)))
@@ -156,8 +157,8 @@ class Chunk:
                 row = {"sample_id": sha256_text(canonical_json(row)), **row}
             reason = self._reason_to_skip(row, number)
             if reason is not None:
-                for sample in self._samples:
-                    self._put_not_asked(row, sample, first + sample, reason)
+                for slot, sample in enumerate(self._samples, start=first):
+                    self._put_not_asked(row, sample, slot, reason)
                 yield None
                 continue
             try:
@@ -263,9 +264,9 @@ class Chunk:
         self._output.put(slot, _NOT_ASKED, dumps({**row, "sample_index": sample, "not_asked_reason": reason}))
 
     def _put_bad_row(self, row: Row, first: int, reason: str) -> None:
-        for sample in self._samples:
+        for slot, sample in enumerate(self._samples, start=first):
             record = {"sample_index": sample, "error_class": "bad_row", "error": reason, "answered_at": None}
-            self._put_record(row, first + sample, record)
+            self._put_record(row, slot, record)
 
     # -- durability -------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from potstill.generate.costs import cost_of
 from potstill.records import Row
 from potstill.reports.files import ModelFiles
 from potstill.reports.numbers import as_number, ratio
+from potstill.reports.rounds import Rounds
 from potstill.reports.times import parse_time
 from potstill.rows import publish_json, read_rows
 
@@ -41,30 +42,33 @@ class _Spent:
         self.judge_tokens = dict.fromkeys(JUDGE_TOKENS, 0)
         self.judge_money: float | None = 0.0
 
-    def add(self, row: Row, times: Row) -> None:
+    def add(self, row: Row, times: Row) -> float:
+        """Add a row and return what it has cost, its judge's answers included where their cost is known."""
         self.rows += 1
         answered_at = parse_time(times.get("answered_at"))
         reused = None not in (self._started, answered_at) and answered_at < self._started  # type: ignore[operator]
         self.reused += reused
-        if isinstance(judged := row.get("judge_usage"), dict):
-            self._add_judge(judged)
+        judged = row.get("judge_usage")
+        judge_money = self._add_judge(judged) if isinstance(judged, dict) else 0.0
         usage = row.get("usage")
         if not isinstance(usage, dict):
             self.without_usage += 1
-            return
+            return judge_money
         tokens = {kind: count_tokens(usage, kind) for kind in TOKENS}
         for kind in TOKENS:
             self.tokens[kind] += tokens[kind]
         money = cost_of(tokens, self._prices)
         self.money += money
         self.saved += money if reused else 0.0
+        return money + judge_money
 
-    def _add_judge(self, usage: Mapping[str, Any]) -> None:
-        """Add what the judge took; its answers carry their cost where its model file has prices."""
+    def _add_judge(self, usage: Mapping[str, Any]) -> float:
+        """Add what the judge took, and return its cost (0 if unknown); its answers carry their cost where its model file has prices."""
         for kind in JUDGE_TOKENS:
             self.judge_tokens[kind] += count_tokens(usage, kind)
         cost = as_number(usage.get("cost"))
         self.judge_money = None if cost is None or self.judge_money is None else self.judge_money + cost
+        return cost or 0.0
 
 
 def count_tokens(usage: Mapping[str, Any], kind: str) -> int:
@@ -112,7 +116,13 @@ def _first_moment(path: Path) -> float | None:
 
 
 def write_cost_report(
-    output: Path, *, model: str, files: ModelFiles, prices: Prices | None, logs: Iterable[Path] = ()
+    output: Path,
+    *,
+    model: str,
+    files: ModelFiles,
+    prices: Prices | None,
+    logs: Iterable[Path] = (),
+    rounds: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write cost_report.json of one model and return it.
 
@@ -122,13 +132,19 @@ def write_cost_report(
         files: The model's merged files.
         prices: The model file's price table; None where it has none.
         logs: The logs of the jobs that asked the teacher: an answer older than all of them was not paid by this run.
+        rounds: The config's `rounds`; None where rows are asked once.
     """
     started = find_start(logs)
     spent = {end: _Spent(prices, started) for end in _ENDS}
     known = started is not None
+    by_round = Rounds(rounds, priced=prices is not None) if rounds else None
     for end, row, times in with_times(files):
-        spent[end].add(row, times)
+        money = spent[end].add(row, times)
+        if by_round is not None:
+            by_round.add(end, row, money)
     report = {"model": model, "prices": asdict(prices) if prices else None, **_sums(spent, prices is not None, known)}
+    if by_round is not None:
+        report["rounds"] = by_round.as_list()
     publish_json(output, report)
     return report
 

@@ -53,6 +53,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def round_folders(folder: Path, rounds: int) -> list[Path]:
+    """Return the folders that hold the chunks of a model's rounds, of which the first is the model's own folder.
+
+    It fits the folders of logs and benchmarks likewise.
+    """
+    return [folder, *(folder / "rounds" / str(number) for number in range(2, rounds + 1))]
+
+
 def find_models(run_dir: Path) -> list[Path]:
     """Return the model folders of a run that hold a merged file, sorted by name.
 

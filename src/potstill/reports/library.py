@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,8 +35,9 @@ def pack(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
 
 
+@functools.cache
 def read_libraries() -> list[Library]:
-    """Return the libraries, packed.
+    """Return the libraries, packed: once, for the page and its sections.
 
     Raises:
         InputError: If this Snakemake does not have them.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from potstill import __version__
 from potstill.errors import InputError
 from potstill.records import canonical_json, sha256_text
-from potstill.reports.files import ModelFiles, read_json
+from potstill.reports.files import ModelFiles, read_json, round_folders
 from potstill.rows import loads, open_binary, publish_json
 
 #: The folders of the stages that work on one chunk.
@@ -188,20 +188,22 @@ def identify_run(manifest: Mapping[str, Any]) -> str:
     return sha256_text(canonical_json([manifest["model"], manifest["config_sha256"], sources, made]))[:32]
 
 
-def find_stage_files(run_dir: Path, model: str, chunks: Sequence[str]) -> dict[str, list[Path]]:
+def find_stage_files(run_dir: Path, model: str, chunks: Sequence[str], rounds: int = 1) -> dict[str, list[Path]]:
     """Return the files of every stage of a model that left any, in the order of the flow.
 
     Args:
         run_dir: The run's folder.
         model: The model's alias.
         chunks: The names of the run's chunks.
+        rounds: The number of rounds.
     """
     folder = run_dir / model
+    folders = round_folders(folder, rounds)
     stages = {"prepared": [run_dir / "prepared" / "chunks" / f"{chunk}.jsonl" for chunk in chunks]}
     for stage in STAGES:
-        stages[stage] = [folder / stage / f"{chunk}.jsonl" for chunk in chunks]
+        stages[stage] = [part / stage / f"{chunk}.jsonl" for part in folders for chunk in chunks]
     for end in ("kept", "rejected"):
-        stages[f"filtered_{end}"] = [folder / "filtered" / f"{chunk}.{end}.jsonl" for chunk in chunks]
+        stages[f"filtered_{end}"] = [part / "filtered" / f"{chunk}.{end}.jsonl" for part in folders for chunk in chunks]
     merged = ModelFiles.of(folder)._asdict().items()
     stages |= {name: [path] for name, path in merged}
     return {stage: paths for stage, paths in stages.items() if any(path.is_file() for path in paths)}

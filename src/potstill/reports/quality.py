@@ -15,6 +15,7 @@ from potstill.records import Row
 from potstill.reports.agreement import Agreement
 from potstill.reports.files import ModelFiles, read_json
 from potstill.reports.numbers import Names, Numbers, histogram, ratio
+from potstill.reports.rounds import Rounds
 from potstill.rows import publish_json, read_rows
 from potstill.stages.filter import LOW_SCORE, REQUIREMENTS
 
@@ -127,7 +128,9 @@ def score_reasons(require: Sequence[str]) -> frozenset[str]:
 class _Quality:
     """One pass over a model's rows."""
 
-    def __init__(self, database_field: str | None, samples: int, require: Sequence[str]) -> None:
+    def __init__(
+        self, database_field: str | None, samples: int, require: Sequence[str], rounds: Mapping[str, Any] | None
+    ) -> None:
         self._score_reasons = score_reasons(require)
         self.score_alone = 0
         self.all = Group()
@@ -139,6 +142,7 @@ class _Quality:
         self.free_scores = Numbers()
         self.error_classes, self.not_asked_reasons = Names(), Names()
         self.agreement = Agreement() if samples > 1 else None
+        self.rounds = Rounds(rounds, priced=False) if rounds else None
 
     def _all_groups(self, row: Row) -> list[Group]:
         return [self.all, *(found for groups in self.groups.values() if (found := groups.of(row)) is not None)]
@@ -160,11 +164,15 @@ class _Quality:
             self.free_scores.add(row.get("score"))
         if self.agreement is not None:
             self.agreement.add(row)
+        if self.rounds is not None:
+            self.rounds.add("kept" if kept else "rejected", row)
 
     def add_other(self, count: str, row: Row) -> None:
         for group in self._all_groups(row):
             group.counts[count] += 1
         if count == "failed":
+            if self.rounds is not None:
+                self.rounds.add(count, row)
             self.error_classes.add(row.get("error_class"))
         else:
             self.not_asked_reasons.add(row.get("not_asked_reason"))
@@ -187,8 +195,14 @@ class _Quality:
             **self.flags,
             "kept_at_min_score": count_kept(self.free_scores.in_order()),
             **(self.agreement.as_dict() if self.agreement is not None else {}),
+            **({"pass_at_k": self._pass_at_k(self.rounds)} if self.rounds is not None else {}),
             **{key: groups.as_dict() for key, groups in self.groups.items()},
         }
+
+    @staticmethod
+    def _pass_at_k(rounds: Rounds) -> dict[str, float | None]:
+        """Return pass@k at the end of each round: solved rows have no more samples, so that no other k is known."""
+        return {str(entry["samples_per_row"]): entry["pass_at_k"] for entry in rounds.as_list()}
 
 
 def count_kept(scores: list[float]) -> list[dict[str, float]]:
@@ -214,6 +228,7 @@ def write_quality_report(
     database_field: str | None = "db_id",
     require: Sequence[str] = (),
     gold_audit: Path | None = None,
+    rounds: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write quality_report.json of one model and return it.
 
@@ -226,8 +241,9 @@ def write_quality_report(
         database_field: The field that names a row's database; None where there is none.
         require: The config key `filter.require`.
         gold_audit: gold_audit.json, where gold was audited.
+        rounds: The config's `rounds`; None where rows are asked once.
     """
-    quality = _Quality(database_field, samples, require)
+    quality = _Quality(database_field, samples, require, rounds)
     for kept, row in files.answered():
         quality.add_answer(kept, row)
     for count, path in (("failed", files.failed), ("not_asked", files.not_asked)):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from potstill.errors import ConfigError, InputError
 from potstill.generate.costs import cost_of
-from potstill.reports.files import OWN_FOLDERS, read_json
+from potstill.reports.files import OWN_FOLDERS, read_json, round_folders
 from potstill.reports.manifest import STAGES
 from potstill.reports.times import parse_time
 from potstill.rows import read_rows
@@ -84,6 +84,7 @@ class RunStatus:
     models: list[ModelStatus]
     finished: bool
     gates: str | None
+    rounds: int = 1
 
 
 class StatusReader:
@@ -109,7 +110,8 @@ class StatusReader:
         summary_path = self._run_dir / "prepared" / "summary.json"
         summary = read_json(summary_path) if summary_path.is_file() else {}
         names = [str(entry["chunk"]) for entry in summary.get("chunks", [])]
-        models = [self._model(alias, names) for alias in self._aliases(config)]
+        rounds = (config.get("rounds") or {}).get("max", 1)
+        models = [self._model(alias, names, rounds) for alias in self._aliases(config)]
         gates = self._run_dir / "gates.json"
         return RunStatus(
             run_dir=self._run_dir,
@@ -119,6 +121,7 @@ class StatusReader:
             models=models,
             finished=bool(models) and all(model.merged for model in models),
             gates=("met" if read_json(gates)["met"] else "not met") if gates.is_file() else None,
+            rounds=rounds,
         )
 
     def _config(self) -> dict[str, Any]:
@@ -136,16 +139,18 @@ class StatusReader:
         ]
         return list(dict.fromkeys([*named, *found]))
 
-    def _model(self, alias: str, chunks: Sequence[str]) -> ModelStatus:
+    def _model(self, alias: str, chunks: Sequence[str], rounds: int) -> ModelStatus:
         folder = self._run_dir / alias
+        parts = round_folders(folder, rounds)
         prices = _prices(folder / "model.yaml")
-        done = [counts for chunk in chunks if (counts := self._chunk(folder / "generated", chunk, prices)) is not None]
-        under_way = self._under_way(alias, chunks)
+        found = (self._chunk(part / "generated", chunk, prices) for part in parts for chunk in chunks)
+        done = [counts for counts in found if counts is not None]
+        under_way = self._under_way(alias, chunks, rounds)
         moments = sorted(moment for counts in done for moment in counts.moments)
         stages = {"generated": (len(done), sum(counts.rows for counts in done))}
         for stage in [*STAGES[1:], "filtered"]:
             if (folder / stage).is_dir():
-                stages[stage] = self._stage(folder / stage, chunks)
+                stages[stage] = self._stage([part / stage for part in parts], chunks)
         return ModelStatus(
             alias=alias,
             stages=stages,
@@ -172,19 +177,24 @@ class StatusReader:
             self._chunks[path] = known = (state, _count_chunk(folder, chunk, prices))
         return known[1]
 
-    def _under_way(self, alias: str, chunks: Sequence[str]) -> Progress:
+    def _under_way(self, alias: str, chunks: Sequence[str], rounds: int) -> Progress:
         """Return the rows that have their end in chunks that are not done, and their rate, as the jobs' logs last said."""
-        logs = self._run_dir / "logs" / "generate_answers" / alias
-        generated = self._run_dir / alias / "generated"
-        open_chunks = [chunk for chunk in chunks if not (generated / f"{chunk}.jsonl").is_file()]
-        found = [_last_progress(logs / f"{chunk}.log") for chunk in open_chunks]
+        logs = round_folders(self._run_dir / "logs" / "generate_answers" / alias, rounds)
+        folders = round_folders(self._run_dir / alias, rounds)
+        found = [
+            _last_progress(log / f"{chunk}.log")
+            for log, folder in zip(logs, folders, strict=True)
+            for chunk in chunks
+            if not (folder / "generated" / f"{chunk}.jsonl").is_file()
+        ]
         return Progress(sum(one.rows for one in found), sum(one.rate for one in found))
 
-    def _stage(self, folder: Path, chunks: Sequence[str]) -> tuple[int, int]:
+    def _stage(self, folders: Sequence[Path], chunks: Sequence[str]) -> tuple[int, int]:
         """Return how many chunks of a stage are done, and the rows in them."""
-        endings = (".kept.jsonl", ".rejected.jsonl") if folder.name == "filtered" else (".jsonl",)
+        endings = (".kept.jsonl", ".rejected.jsonl") if folders[0].name == "filtered" else (".jsonl",)
         counts = [
             sum(self._count_lines(folder / f"{chunk}{ending}") for ending in endings)
+            for folder in folders
             for chunk in chunks
             if (folder / f"{chunk}{endings[-1]}").is_file()
         ]
@@ -271,12 +281,14 @@ def describe(status: RunStatus, now: float | None = None) -> Iterator[str]:
     asked = None if status.rows is None else status.rows * status.samples
     rows = "rows not prepared yet" if status.rows is None else f"{status.rows} rows"
     samples = f" x {status.samples} samples" if status.samples > 1 else ""
-    yield f"{status.run_dir}: {rows}{samples}, {status.chunks} chunks, {len(status.models)} models"
+    of_rounds = f" x {status.rounds} rounds" if status.rounds > 1 else ""
+    yield f"{status.run_dir}: {rows}{samples}, {status.chunks} chunks{of_rounds}, {len(status.models)} models"
+    jobs = status.chunks * status.rounds
     for model in status.models:
         yield f"\n{model.alias}{': merged' if model.merged else ''}"
         for stage, (chunks, count) in model.stages.items():
-            share = f" ({100 * chunks / status.chunks:.0f} %)" if status.chunks else ""
-            yield f"  {stage:<10} {chunks:>6} of {status.chunks} chunks{share}, {count} rows"
+            share = f" ({100 * chunks / jobs:.0f} %)" if jobs else ""
+            yield f"  {stage:<10} {chunks:>6} of {jobs} chunks{share}, {count} rows"
         under_way = f", under way {model.under_way}" if model.under_way else ""
         yield f"  answered {model.answered}, failed {model.failed}, not asked {model.not_asked}{under_way}"
         yield from _details(model, asked, now)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from potstill.records import Row
 from potstill.reports.cost import count_tokens
-from potstill.reports.files import ModelFiles
+from potstill.reports.files import ModelFiles, round_folders
 from potstill.reports.numbers import Names, Numbers, as_number, ratio
 from potstill.reports.times import format_time, parse_time
 from potstill.rows import publish_json, read_rows
@@ -185,12 +185,13 @@ def _teacher_report(teacher: Teacher, kept: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def model_benchmarks(run_dir: Path, model: str, chunks: Sequence[str]) -> Iterator[Path]:
+def model_benchmarks(run_dir: Path, model: str, chunks: Sequence[str], rounds: int = 1) -> Iterator[Path]:
     """Yield the benchmark files of a run that belong to one model or to all models.
 
     Files lie as `{rule}/{model}/{chunk}.tsv`, `{rule}/{model}.tsv` or, for a rule that all models share,
     `{rule}/{rule}.tsv`. Those of chunks that are no more (there were others once) are left out.
     """
     for rule in sorted((run_dir / "benchmarks").glob("*")):
-        names = [f"{model}/{chunk}" for chunk in chunks] + [model, rule.name]
-        yield from (path for name in names if (path := rule / f"{name}.tsv").is_file())
+        names = [part / chunk for part in round_folders(rule / model, rounds) for chunk in chunks]
+        paths = (name.with_name(f"{name.name}.tsv") for name in [*names, rule / model, rule / rule.name])
+        yield from (path for path in paths if path.is_file())

@@ -2,7 +2,7 @@
 
 Tasks go to the workers in batches, so that a short query does not pay for a pipe each time. A worker says on a shared
 page which task it is at and since when. One that outlives its limits is killed: that task's outcome is `Killed`, the
-others of the batch go to the worker that takes its place. A worker that dies by itself is treated the same way.
+others of the batch go to the worker that takes its place. A task at which a worker dies by itself is tried once more.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class Pool:
         self._count = max(1, workers)
         self._workers: list[_Worker] = []
         self._idle_deaths = 0
+        self._suspects: set[int] = set()
         self._numbers = itertools.count(1)
         self._unsent: deque[_Batch] = deque()
 
@@ -152,16 +153,24 @@ class Pool:
                 key.data(events)
         lost: list[_Batch] = []
         for worker in list(self._workers):
-            message = worker.overdue(self._limits) or worker.died()
-            if message:
-                lost += self._bury(worker, message)
+            if message := worker.overdue(self._limits):
+                lost += self._bury(worker, message, ours=True)
+            elif message := worker.died():
+                lost += self._bury(worker, message, ours=False)
         return lost
 
-    def _bury(self, worker: _Worker, message: str) -> list[_Batch]:
+    def _bury(self, worker: _Worker, message: str, *, ours: bool) -> list[_Batch]:
+        """End a worker and return the batches to do again; the task it was at has its outcome, if it is to blame.
+
+        A worker that died by itself may have been killed by somebody: its task is tried once more before it is blamed,
+        so that a stray kill never changes a verdict.
+        """
         self._workers.remove(worker)
         number = worker.kill()
         culprit = next((batch for batch in worker.batches if number in batch.missing), None)
-        if culprit is not None:
+        if culprit is not None and not ours and number not in self._suspects:
+            self._suspects.add(number)
+        elif culprit is not None:
             culprit.put(number, Killed(message))
         self._idle_deaths = 0 if culprit is not None or worker.has_answered else self._idle_deaths + 1
         if self._idle_deaths >= MAX_IDLE_DEATHS:

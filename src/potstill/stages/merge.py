@@ -21,6 +21,7 @@ from potstill.errors import ConservationError, InputError
 from potstill.filters.duplicates import REASON, DuplicateCap
 from potstill.records import VOLATILE_FIELDS, Row
 from potstill.rows import RowWriter, publish, read_rows
+from potstill.stages.order import rows_in_order
 from potstill.stages.prepare import format_id_sum
 
 logger = logging.getLogger(__name__)
@@ -31,19 +32,36 @@ OUTCOMES = ("kept", "rejected", "failed", "not_asked")
 
 @dataclass(frozen=True)
 class ChunkFiles:
-    """The files in which the rows of one chunk ended; a stage that is off has none."""
+    """The files in which the rows of one chunk ended; a stage that is off has none.
+
+    Args:
+        kept: Kept rows.
+        rejected: Rejected rows.
+        failed: Rows without an answer.
+        not_asked: Rows that were not asked.
+        later: The files of the later rounds.
+        prepared: With later rounds, the prepared chunk: it tells the order of the rows.
+    """
 
     kept: Path
     rejected: Path | None
     failed: Path
     not_asked: Path
+    later: Sequence[ChunkFiles] = ()
+    prepared: Path | None = None
 
-    def outcomes(self) -> Iterator[tuple[str, Path]]:
-        """Yield each outcome that has a file, with it."""
+    def outcomes(self) -> Iterator[tuple[str, Iterator[Row]]]:
+        """Yield each outcome that has files, with its rows in the order of the input."""
         for outcome in OUTCOMES:
-            path = getattr(self, outcome)
-            if path is not None:
-                yield outcome, path
+            paths = [path for files in (self, *self.later) if (path := getattr(files, outcome)) is not None]
+            if paths:
+                yield outcome, self._rows(paths)
+
+    def _rows(self, paths: Sequence[Path]) -> Iterator[Row]:
+        if self.prepared is None:
+            return read_rows(paths[0])
+        found = rows_in_order([self.prepared], paths)
+        return (row for rounds in found for rows in rounds for row in rows)
 
 
 @dataclass(frozen=True)
@@ -104,8 +122,8 @@ def merge_answers(
         timings = scope.enter_context(publish(outputs.timings))
         for files, expected in zip(chunks, prepared, strict=True):
             tally = _Tally()
-            for outcome, path in files.outcomes():
-                for row in read_rows(path):
+            for outcome, rows in files.outcomes():
+                for row in rows:
                     tally.add(row)
                     end = outcome
                     if outcome == "kept" and cap is not None and not cap.admit(row):

@@ -23,6 +23,7 @@ from potstill.errors import ConfigError, InputError
 from potstill.prompts import Prompt, PromptError
 from potstill.readers import InputLine, read_input
 from potstill.records import ADDED_FIELDS, GIVEN_FIELDS, Row, canonical_json, find_collisions, sha256_text
+from potstill.routing import Router
 from potstill.rows import RowWriter, dumps, loads, open_binary, publish, publish_json
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def prepare_rows(
     settings: Mapping[str, Any],
     prompt: Prompt,
     evidence: Path,
+    routes: Sequence[Mapping[str, Any]] = (),
 ) -> PrepareCounts:
     """Prepare a whole input.
 
@@ -82,16 +84,17 @@ def prepare_rows(
         prompt: Makes a row's conversation.
         evidence: Gets a copy of the bad lines when there are too many of them, since Snakemake deletes the
             declared outputs of a failed job.
+        routes: Which rows go to which model (`potstill.routing`); empty where every model takes all.
 
     Returns:
         The counts.
 
     Raises:
         InputError: If an input is missing, or too large a share of its lines is bad.
-        ConfigError: If a field of the user's has one of our names.
+        ConfigError: If a field of the user's has one of our names, or no model takes a row.
     """
     counts = PrepareCounts()
-    maker = RowMaker(input_settings, settings, prompt)
+    maker = RowMaker(input_settings, settings, prompt, routes)
     outputs.summary.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".spool-", dir=outputs.summary.parent) as folder:
         spool = Path(folder) / "rows.jsonl.zst"
@@ -153,9 +156,16 @@ class RowMaker:
         input_settings: The config's `input`.
         settings: The config's `prepare`.
         prompt: Makes a row's conversation.
+        routes: Which rows go to which model; empty where every model takes all.
     """
 
-    def __init__(self, input_settings: Mapping[str, Any], settings: Mapping[str, Any], prompt: Prompt) -> None:
+    def __init__(
+        self,
+        input_settings: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        prompt: Prompt,
+        routes: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self._format: str = input_settings["format"]
         self._rename: Mapping[str, str] = input_settings["rename"]
         self._id_field: str | None = input_settings["id_field"]
@@ -163,6 +173,7 @@ class RowMaker:
         self._fields: Sequence[str] | None = settings["canonical_fields"]
         self._keep_canonical: bool = settings["keep_canonical_input"]
         self._prompt = prompt
+        self._router = Router(routes) if routes else None
         # The conversation that a row carries is meant, unless a template makes another.
         self._allowed = GIVEN_FIELDS if prompt.needs_messages and prompt.messages_field == "messages" else frozenset()
 
@@ -171,7 +182,7 @@ class RowMaker:
 
         Raises:
             BadRow: If there is none.
-            ConfigError: If a field has one of our names.
+            ConfigError: If a field has one of our names, or no model takes the row.
         """
         if line.row is None:
             raise BadRow(line.reason)
@@ -189,6 +200,9 @@ class RowMaker:
         if self._keep_canonical:
             row["canonical_input"] = canonical
         row["messages"] = messages
+        if self._router is not None:
+            # Before a token is spent.
+            self._router.find_teacher(row, f"{line.file}: line {line.number}")
         return row
 
     def canonical(self, row: Row) -> str:
