@@ -522,6 +522,7 @@ def main() -> int:
             rows.append(row)
             print(f"{row.name:4} {'ok  ' if row.good else 'MISS'} {row.faults}: {row.result}", flush=True)
     if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(table(rows, args.seed) + "\n")
     return 0 if all(row.good for row in rows) else 1
 

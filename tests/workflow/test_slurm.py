@@ -111,13 +111,13 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def test_the_demo_on_slurm_is_the_demo(tmp_path: Path, slurm: dict[str, str], local: dict[str, bytes]) -> None:
     """All outcomes are byte for byte those of a local run, with two jobs per chunk and model."""
     folder = make_folder(tmp_path)
-    output = snakemake(folder, TARGET, *IMPATIENT, env=slurm)
+    output = snakemake(folder, *IMPATIENT, TARGET, env=slurm)
     assert outcomes(folder / "results") == local
     submitted = [line for line in output.splitlines() if "has been submitted with SLURM jobid" in line]
     of_chunks = [line for line in submitted if "group_cpu" in line or "rule_generate_answers" in line]
     assert len(of_chunks) == 8
     assert sum("group_cpu" in line for line in of_chunks) == 4
-    assert "Nothing to be done" in snakemake(folder, TARGET, *IMPATIENT, env=slurm)
+    assert "Nothing to be done" in snakemake(folder, *IMPATIENT, TARGET, env=slurm)
 
 
 @pytest.mark.slow
@@ -135,10 +135,10 @@ def test_after_scancel_the_same_command_goes_on(tmp_path: Path, slurm: dict[str,
         str(ROOT / "Snakefile"),
         "--configfile",
         "config.yaml",
-        TARGET,
         *IMPATIENT,
         "--retries",
         "0",
+        TARGET,
     ]
     with (
         (folder / "log").open("w") as log,
@@ -147,7 +147,7 @@ def test_after_scancel_the_same_command_goes_on(tmp_path: Path, slurm: dict[str,
         cancelled = cancel_one(running, folder, slurm)
         assert running.wait() == 1, (folder / "log").read_text()[-6000:]
     assert f"SLURM-job '{cancelled}' failed, SLURM status is: 'CANCELLED'" in (folder / "log").read_text()
-    snakemake(folder, TARGET, *IMPATIENT, "--retries", "0", env=slurm)
+    snakemake(folder, *IMPATIENT, "--retries", "0", TARGET, env=slurm)
     assert outcomes(folder / "results") == local
 
 
