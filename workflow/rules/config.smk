@@ -28,6 +28,9 @@ rule write_config:
 rule write_model:
     input:
         model=get_model_file,
+        # No token is spent before the gold queries were audited: one edge per model, where one per job would cost the
+        # DAG a twentieth of its time.
+        gold=PLAN.gold_audit,
     output:
         model=f"{RUN}/{{model}}/model.yaml",
     log:

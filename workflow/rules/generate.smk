@@ -16,7 +16,8 @@ rule generate_answers:
             if PLAN.config["rounds"]
             else f"{RUN}/{{model}}/model.yaml"
         ),
-        gold=PLAN.gold_audit,
+        # The audit comes first in any case: write_model waits for it.
+        gold=PLAN.gold_audit if PLAN.skips_bad_gold else [],
         summary=PLAN.pilot_summary,
         held_out=get_held_out if PLAN.students else [],
         solved=get_solved_before if PLAN.cascade else [],
