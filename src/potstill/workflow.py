@@ -31,6 +31,9 @@ RATE_LIMITED = "rate_limited_jobs"
 #: The folder that Snakemake keeps in the working directory.
 SNAKEMAKE_FOLDER = Path(".snakemake")
 
+#: Snakemake's own `--max-jobs-per-timespan`: jobs, and seconds.
+_DEFAULT_JOB_RATE = (100, 1)
+
 _DATABASE_ENDINGS = {".sqlite", ".sqlite3", ".db", ".duckdb"}
 
 #: Flags with which Snakemake looks at a workflow and runs nothing.
@@ -388,6 +391,20 @@ def refuse_keep_incomplete(asked: bool) -> None:
             "of a job that failed for a whole one, and the next run would merge too few rows without a word. Leave it out: every "
             "answer that was paid for is in the answer store anyway, and is not asked for again"
         )
+
+
+def lift_job_rate(settings: Any) -> None:
+    """Take away Snakemake's default limit of 100 jobs a second; one that the user has set stays.
+
+    With a limit, each look at the jobs sets a timer for another one, and those timers never end: after some hundred
+    jobs Snakemake 9.27 looks hundreds of times a second, and takes a whole core.
+
+    Args:
+        settings: Snakemake's scheduling settings; None where nothing is going to run.
+    """
+    limit = getattr(settings, "max_jobs_per_timespan", None)
+    if limit is not None and (limit.max_jobs, limit.timespan) == _DEFAULT_JOB_RATE:
+        settings.max_jobs_per_timespan = None
 
 
 def enter_folder(plan: Plan, arguments: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from potstill.workflow import (
     RATE_LIMITED,
     describe_results,
     enter_folder,
+    lift_job_rate,
     plan_run,
     refuse_keep_incomplete,
     write_log,
@@ -58,6 +59,7 @@ def get_model_file(wildcards):
         # No settings, no run: `--summary`, `--dag`.
         settings = workflow.execution_settings
         refuse_keep_incomplete(settings is not None and settings.keep_incomplete)
+        lift_job_rate(workflow.scheduling_settings)
     except PotstillError as error:
         raise WorkflowError(str(error)) from None
     return get_user_file(PLAN.models[wildcards.model]["config"])
