@@ -254,9 +254,11 @@ class Plan:
         """The summary of the prepared rows, which tells a pilot which rows are the first ones; none otherwise."""
         return [] if self.config["generate"]["max_rows"] is None else [f"{self.folder}/prepared/summary.json"]
 
-    @property
-    def generate_options(self) -> str:
-        """Options of the command of `generate_answers` for what is switched on: each costs the DAG of a large run time."""
+    def add_generate_options(self, command: str) -> str:
+        """Return the command of `generate_answers` with the options of what is switched on.
+
+        Each option costs time in every job of the DAG, so that the others are left out.
+        """
         options = {
             "gold": ("input", self.skips_bad_gold),
             "execute": ("params", self.skips_bad_gold),

@@ -69,7 +69,7 @@ def get_model_file(wildcards):
 
 
 def get_rows_before(stage):
-    """The rows that a stage reads, as the output of the rule that makes them: the DAG need not search for it."""
+    """The rows that a stage reads, as an output of another rule, for which the DAG need not search."""
     before = PLAN.stage_before(stage)
     output = getattr(rules, f"{before}_answers").output
     return output.answered if before == "generate" else output.rows
