@@ -268,7 +268,7 @@ def measure_rows(folder: Path, rows: int, chunks: dict[str, Any], cores: int) ->
     write_input(folder, rows)
     with running(answer_bytes=200, remember=False) as server:
         write_config(folder, server.url, chunks)
-        first = measure([*OURS, "--cores", str(cores), "--quiet", "all"], folder)
+        first = measure([*OURS, "--cores", str(cores), "--quiet", "progress"], folder)
         asked = server.stats()["requests"]
         second = measure([*OURS, "--cores", str(cores)], folder)
         again = server.stats()["requests"] - asked

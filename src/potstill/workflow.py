@@ -254,8 +254,9 @@ class Plan:
         """The summary of the prepared rows, which tells a pilot which rows are the first ones; none otherwise."""
         return [] if self.config["generate"]["max_rows"] is None else [f"{self.folder}/prepared/summary.json"]
 
-    def add_generate_options(self, command: str) -> str:
-        """Return the command of `generate_answers` with the options of what is switched on.
+    @property
+    def generate_options(self) -> str:
+        """The options of the command of `generate_answers` for what is switched on.
 
         Each option costs time in every job of the DAG, so that the others are left out.
         """

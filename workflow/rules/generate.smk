@@ -56,19 +56,17 @@ rule generate_answers:
     message:
         "Asking {wildcards.model} for the answers of chunk {wildcards.chunk}"
     shell:
-        PLAN.add_generate_options(
-            '"$POTSTILL_PYTHON" "$POTSTILL_SCRIPTS"/generate_answers.py'
-            " --rows {input.rows:q}"
-            " --model {input.model:q}"
-            " --answered {output.answered:q}"
-            " --failed {output.failed:q}"
-            " --not-asked {output.not_asked:q}"
-            " --settings {params.settings:q}"
-            " --answers-dir {params.answers_dir:q}"
-            " --concurrency {resources.requests_in_flight:q}"
-            " --pace {resources.pace:q}"
-            " --log {log:q}"
-        )
+        '"$POTSTILL_PYTHON" "$POTSTILL_SCRIPTS"/generate_answers.py'
+        " --rows {input.rows:q}"
+        " --model {input.model:q}"
+        " --answered {output.answered:q}"
+        " --failed {output.failed:q}"
+        " --not-asked {output.not_asked:q}"
+        " --settings {params.settings:q}"
+        " --answers-dir {params.answers_dir:q}"
+        " --concurrency {resources.requests_in_flight:q}"
+        " --pace {resources.pace:q}"
+        " --log {log:q}%s" % PLAN.generate_options
 
 
 if PLAN.has_target:
