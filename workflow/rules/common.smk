@@ -25,6 +25,8 @@ gc.set_threshold(200_000, 20, 100)
 if workflow.modifier.is_main_snakefile():
     # Until `onstart`, of which a module has none.
     gc.disable()
+    # Snakemake imports pandas where it can, to compare params that are tables: 70 MB and a second, and no param is one.
+    sys.modules.setdefault("pandas", None)
 
 try:
     PLAN = plan_run(config, workflow.configfiles, workflow.config_settings.config)
