@@ -50,7 +50,7 @@ class BatchApi:
         self._key = self._model.key.read()
         clocks = self._model.timeouts
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=clocks.connect, sock_read=clocks.attempt)
-        connector = aiohttp.TCPConnector(ssl=ssl_context(self._model), force_close=True)
+        connector = aiohttp.TCPConnector(ssl=ssl_context(self._model) or True, force_close=True)
         self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
         return self
 

@@ -34,6 +34,7 @@ from typing import Any
 
 import aiohttp
 
+from potstill.generate.wire import ConnectError, DisconnectedError, ProxyError
 from potstill.rows import loads
 from potstill.secrets import redact
 
@@ -200,6 +201,12 @@ def from_exception(error: BaseException) -> Fault:
     The text is that of `str`, never of `repr`: the latter shows the headers of some of aiohttp's errors.
     """
     text = redact(f"{type(error).__name__}: {error}".rstrip(": "))
+    if isinstance(error, ProxyError):
+        return from_status(error.response.status, error.response.headers, str(error).encode())
+    if isinstance(error, ConnectError):
+        return Fault("connect", text)
+    if isinstance(error, DisconnectedError):
+        return Fault("transport", text, unsent=True)
     if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
         return Fault("tls", text)
     if isinstance(error, aiohttp.ServerTimeoutError | TimeoutError | asyncio.TimeoutError):

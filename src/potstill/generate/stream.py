@@ -6,10 +6,9 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-
 from potstill.generate.faults import Fault, from_error_body, raw_text
 from potstill.generate.reply import Reply, read_document
+from potstill.generate.wire import Connection
 from potstill.generate.wire_json import loads
 
 #: A line longer than this is no event.
@@ -124,11 +123,11 @@ def _merge_call(calls: dict[int, dict[str, Any]], piece: Any) -> None:
     call["function"]["arguments"] += function.get("arguments") or ""
 
 
-async def read_stream(content: aiohttp.StreamReader, idle_s: float, wanted: int = 1) -> Reply | Fault:
+async def read_stream(content: Connection, idle_s: float, wanted: int = 1) -> Reply | Fault:
     """Read a stream to its end.
 
     Args:
-        content: The body of the response.
+        content: The connection that brings it.
         idle_s: Seconds without content after which the stream counts as hung; comments are no content.
         wanted: The number of choices that were asked for.
     """
