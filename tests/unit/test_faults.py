@@ -36,6 +36,7 @@ from potstill.generate.reply import Reply, inline_reasoning, read_reply
         ),
         (402, {}, b"", "quota"),
         (404, {}, b"", "not_found"),
+        (407, {}, b"", "proxy"),
         (405, {}, b"", "not_found"),
         (307, {}, b"", "not_found"),
         (413, {}, b"", "context_too_long"),
@@ -63,7 +64,13 @@ def test_every_class_has_an_action() -> None:
         "timeout",
         "invalid_response",
     }
-    assert {kind for kind, action in ACTIONS.items() if action is Action.STOP} == {"auth", "not_found", "tls", "quota"}
+    assert {kind for kind, action in ACTIONS.items() if action is Action.STOP} == {
+        "auth",
+        "not_found",
+        "tls",
+        "proxy",
+        "quota",
+    }
     assert ACTIONS["rate_limit"] is Action.WAIT and ACTIONS["connect"] is Action.OUTAGE
 
 

@@ -14,8 +14,9 @@ from yarl import URL
 
 from potstill.config.model import Model
 from potstill.errors import ConfigError, PotstillError, TryAgainError
-from potstill.generate.client import headers_of, proxy_of_environment, ssl_context
+from potstill.generate.client import headers_of, ssl_context
 from potstill.generate.faults import Action, Fault, from_exception, from_status
+from potstill.generate.gateway import proxy_for
 from potstill.generate.limits import backoff
 from potstill.rows import disk_errors, dumps, loads
 
@@ -43,7 +44,7 @@ class BatchApi:
         self.base = base
         self._model = model
         self._patience = patience_s
-        self._proxy = model.proxy or proxy_of_environment(URL(base))
+        self._proxy = proxy_for(model, URL(base))
         self._key: str | None = None
 
     async def __aenter__(self) -> Self:
@@ -195,7 +196,8 @@ class BatchApi:
             return
         advice = {
             "auth": f"put a valid key into {self._model.key.describe()}",
-            "tls": f"name its CA as client_config.ca_file in {self._model.file}",
+            "tls": f"look at client_config in {self._model.file}",
+            "proxy": "check address and login of the proxy (client_config.proxy, HTTPS_PROXY), or put the server into NO_PROXY",
             "context_too_long": "set a smaller generate.batch_max_bytes",
         }.get(
             fault.kind,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import io
 import ssl
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from potstill.config.model import Address, Model
 from potstill.errors import ConfigError
 from potstill.generate.deadlines import Deadlines
 from potstill.generate.faults import Fault, from_exception, from_status
+from potstill.generate.gateway import proxy_for
 from potstill.generate.reply import Reply, read_reply
 from potstill.generate.stream import read_stream
 
@@ -66,7 +66,7 @@ class Client:
         self._model = model
         self._url = URL(address.chat_url).update_query(model.query)
         self._models_url = URL(address.models_url).update_query(model.query)
-        self._proxy = model.proxy or proxy_of_environment(self._url)
+        self.proxy = proxy_for(model, self._url)
         self._may_send = may_send
         self._deadlines = Deadlines()
         self._session: aiohttp.ClientSession | None = None
@@ -121,7 +121,7 @@ class Client:
         assert session is not None
         data: Any = body if len(body) < _BIG_BODY else io.BytesIO(body)
         response = await session.post(
-            self._url, data=data, headers=self._headers, allow_redirects=False, proxy=self._proxy
+            self._url, data=data, headers=self._headers, allow_redirects=False, proxy=self.proxy
         )
         try:
             if response.status != 200:
@@ -158,7 +158,7 @@ class Client:
         assert self._session is not None
         try:
             async with asyncio.timeout(self._model.timeouts.connect):
-                async with self._session.get(self._models_url, headers=self._headers, proxy=self._proxy) as response:
+                async with self._session.get(self._models_url, headers=self._headers, proxy=self.proxy) as response:
                     await response.read()
                     return response.status == 200
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, HeldBackError):
@@ -175,14 +175,6 @@ def headers_of(model: Model, key: str | None) -> CIMultiDict[str]:
     if key is not None:
         headers[name] = f"Bearer {key}" if name.lower() == "authorization" else key
     return headers
-
-
-def proxy_of_environment(url: URL) -> str | None:
-    """Return the proxy that the environment names for an address; asked once, not for each request."""
-    host = url.host or ""
-    if urllib.request.proxy_bypass(host):
-        return None
-    return urllib.request.getproxies().get(url.scheme)
 
 
 def ssl_context(model: Model) -> ssl.SSLContext | bool:

@@ -17,7 +17,8 @@
 | `bad_row` | the row cannot be made a request | the row fails, nothing is sent |
 | `auth` | 401, 403 | the key is read again; unchanged: the job stops, exit 78 |
 | `not_found` | 404, 405, a redirect | the job stops, exit 78; after a first answer: as `server` |
-| `tls` | the certificate is not trusted | the job stops, exit 78 |
+| `tls` | the certificate is not trusted, or the server speaks no TLS | the job stops, exit 78 |
+| `proxy` | 407, or the proxy forbids the tunnel | the job stops, exit 78 |
 | `quota` | 402, 429 with code `insufficient_quota` | the job stops, exit 75 |
 """
 
@@ -75,6 +76,7 @@ ACTIONS: dict[str, Action] = {
     "auth": Action.STOP,
     "not_found": Action.STOP,
     "tls": Action.STOP,
+    "proxy": Action.STOP,
     "quota": Action.STOP,
 }
 
@@ -134,6 +136,8 @@ def _kind_of_status(status: int, codes: set[str], error: dict[str, Any], wait: f
         return "context_too_long"
     if status in {401, 403}:
         return "auth"
+    if status == 407:
+        return "proxy"
     if status in {404, 405} or 300 <= status < 400:
         return "not_found"
     if status == 408:
@@ -201,15 +205,17 @@ def from_exception(error: BaseException) -> Fault:
     """
     text = redact(f"{type(error).__name__}: {error}".rstrip(": "))
     if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
-        return Fault("tls", text)
+        return Fault("tls", f"its certificate is not trusted ({text}); name its CA as client_config.ca_file")
+    if isinstance(error, aiohttp.ClientConnectorSSLError) and not isinstance(error.os_error, ssl.SSLEOFError):
+        return Fault("tls", f"no TLS connection can be made ({text}); a server without TLS has an address with http://")
     if isinstance(error, aiohttp.ServerTimeoutError | TimeoutError | asyncio.TimeoutError):
         # aiohttp says so when the connection itself was not made in time.
         kind = "connect" if isinstance(error, aiohttp.ConnectionTimeoutError) else "timeout"
         return Fault(kind, text)
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        fault = from_status(error.status, error.headers or {}, b"")
-        fault.message = redact(f"the proxy said HTTP {error.status}")
-        return fault
+        # Its word about a tunnel; a 5xx says that there is no server behind it.
+        kind = "server" if error.status >= 500 else "proxy"
+        return Fault(kind, redact(f"the proxy said HTTP {error.status} {error.message}".rstrip()), error.status)
     if isinstance(error, aiohttp.ClientConnectorError):
         return Fault("connect", text)
     if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | ConnectionError):
