@@ -180,6 +180,14 @@ def test_every_broken_reply_is_an_error(name: str) -> None:
     assert type(caught.value) is error
 
 
+@pytest.mark.parametrize("ending", [None, 9.0], ids=["cut", "hung"])
+def test_the_status_of_a_refusal_stands_without_its_body(ending: float | None) -> None:
+    """A 429 says "later", also when its body breaks off or never comes."""
+    start = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Length: 9\r\n\r\nslow"
+    responses, _ = ask(saying(start, ending), seconds=0.3)
+    assert [(r.status, r.headers["retry-after"], r.body) for r in responses] == [(429, "7", b"slow")]
+
+
 @pytest.mark.parametrize(
     ("pieces", "clocks", "seconds", "text"),
     [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import urllib.request
 from collections.abc import Callable
 
 from multidict import CIMultiDict
@@ -17,6 +16,7 @@ from yarl import URL
 from potstill.config.model import Address, Model
 from potstill.errors import ConfigError
 from potstill.generate.faults import Fault, from_exception, from_status
+from potstill.generate.gateway import proxy_for
 from potstill.generate.reply import Reply, read_reply
 from potstill.generate.stream import read_stream
 from potstill.generate.wire import Clocks, HeldBackError, Response, Wire
@@ -38,13 +38,14 @@ class Client:
         self._model = model
         self._url = URL(address.chat_url).update_query(model.query)
         self._models_url = URL(address.models_url).update_query(model.query)
+        self.proxy = proxy_for(model, self._url)
         clocks = model.timeouts
         self._wire = Wire(
             self._url,
             Clocks(clocks.connect, clocks.first_byte, clocks.idle),
             may_send,
             tls=ssl_context(model),
-            proxy=model.proxy or proxy_of_environment(self._url),
+            proxy=self.proxy,
         )
         self._head = self._models_head = b""
 
@@ -117,14 +118,6 @@ def headers_of(model: Model, key: str | None) -> CIMultiDict[str]:
     if key is not None:
         headers[name] = f"Bearer {key}" if name.lower() == "authorization" else key
     return headers
-
-
-def proxy_of_environment(url: URL) -> str | None:
-    """Return the proxy that the environment names for an address; asked once, not for each request."""
-    host = url.host or ""
-    if urllib.request.proxy_bypass(host):
-        return None
-    return urllib.request.getproxies().get(url.scheme)
 
 
 def ssl_context(model: Model) -> ssl.SSLContext | None:

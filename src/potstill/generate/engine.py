@@ -20,6 +20,7 @@ from potstill.config.model import Model
 from potstill.errors import ConfigError, PotstillError, TryAgainError
 from potstill.generate.endpoints import PROBE_EVERY_S, SUSPICIOUS, Endpoint
 from potstill.generate.faults import Action, Fault
+from potstill.generate.gateway import proxy_name
 from potstill.generate.limits import Bucket, backoff
 from potstill.generate.records import answer_record, failure_record
 from potstill.generate.reply import Choice, Reply, add_usage, fault_of
@@ -443,10 +444,12 @@ class Engine:
                 )
             )
         elif fault.kind == "tls":
+            self.stop(ConfigError(f"{base}: {fault.message} in {self._model.file}"))
+        elif fault.kind == "proxy":
             self.stop(
                 ConfigError(
-                    f"{base}: its certificate is not trusted ({fault.message}); "
-                    f"name its CA as client_config.ca_file in {self._model.file}"
+                    f"the proxy {proxy_name(endpoint.client.proxy or '')} lets nothing through to {base} ({fault.message}); "
+                    "check its address and login (client_config.proxy, HTTPS_PROXY), or put the server into NO_PROXY"
                 )
             )
         else:

@@ -191,9 +191,14 @@ class Connection(asyncio.Protocol):
         return None
 
     def fail(self, error: OSError) -> None:
-        """End the exchange with an error; the connection is of no use any more."""
+        """End the exchange with an error; the connection is of no use any more.
+
+        Of a refusal the status says enough: it stands, also with a body that breaks off.
+        """
         self._error = self._error or error
-        if self._waiter is not None and not self._waiter.done():
+        if self._status not in {0, 200} and self._hands_over is not None:
+            self._resolve(Response(self._status, self._headers, b"".join(self._pieces)))
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
         self._wake()
         self.abort()
@@ -347,7 +352,7 @@ class Wire:
         clocks: How long the phases may take.
         may_send: Asked once more before a request leaves on a connection that had to be made first.
         tls: The certificates to trust; None for the system's.
-        proxy: The HTTP proxy to go through.
+        proxy: The address of the HTTP proxy to go through.
     """
 
     def __init__(
@@ -363,7 +368,7 @@ class Wire:
         self._clocks = clocks
         self._may_send = may_send
         self._tls = (tls or ssl.create_default_context()) if url.scheme == "https" else None
-        self._proxy = _proxy_url(proxy)
+        self._proxy = None if proxy is None else URL(proxy)
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._addresses: list[Any] = []
@@ -542,11 +547,13 @@ class Wire:
 async def _connecting(work: Coroutine[Any, Any, Result]) -> Result:
     """Return what a step towards a connection returns; its errors are errors of connecting.
 
-    A certificate that is not trusted stays what it is.
+    What TLS refuses (a certificate that is not trusted, a server that does not speak it) stays what it is.
     """
     try:
         return await work
-    except (ssl.SSLCertVerificationError, TimeoutError):
+    except ssl.SSLEOFError as error:
+        raise ConnectError(str(error)) from error
+    except (ssl.SSLError, TimeoutError):
         raise
     except (OSError, RuntimeError) as error:
         raise ConnectError(str(error)) from error
@@ -563,22 +570,6 @@ def _host(url: URL) -> str:
 
 def _authority(url: URL) -> str:
     return _host(url) if url.is_default_port() else f"{_host(url)}:{url.port}"
-
-
-def _proxy_url(proxy: str | None) -> URL | None:
-    """Return the address of a proxy, which the environment may give without a scheme.
-
-    Raises:
-        ConfigError: If it is no HTTP proxy.
-    """
-    if not proxy:
-        return None
-    url = URL(proxy if "://" in proxy else f"http://{proxy}")
-    if url.scheme not in {"http", "https"} or not url.raw_host:
-        raise ConfigError(
-            f"the proxy {url.with_user(None)} cannot be used: its address begins with http:// or https://"
-        )
-    return url
 
 
 def _proxy_headers(proxy: URL) -> dict[str, str]:
