@@ -19,13 +19,17 @@ from yarl import URL
 from potstill.config.model import Address, Model
 from potstill.errors import ConfigError
 from potstill.generate.deadlines import Deadlines
-from potstill.generate.faults import Fault, from_exception, from_status
+from potstill.generate.faults import BodyTooLongError, Fault, from_exception, from_status
 from potstill.generate.gateway import proxy_for
 from potstill.generate.reply import Reply, read_reply
 from potstill.generate.stream import read_stream
 
 #: aiohttp warns of bodies beyond a megabyte that are handed over as bytes.
 _BIG_BODY = 1 << 20
+#: No answer is longer.
+_MOST_BYTES = 64 << 20
+#: Gateways' cookies and policies grow beyond the 8 kB that aiohttp takes.
+_LONGEST_HEADER = 1 << 16
 #: Shorter than the 5 s after which uvicorn closes an idle connection, so that we rarely send into a closed one.
 _KEEPALIVE_S = 4.0
 
@@ -83,7 +87,13 @@ class Client:
         connector = _GatedConnector(self._may_send, limit=0, ttl_dns_cache=60, ssl=ssl_context(self._model), **options)
         clocks = self._model.timeouts
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=clocks.connect, sock_read=clocks.first_byte)
-        return aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=_LONGEST_HEADER,
+            max_field_size=_LONGEST_HEADER,
+        )
 
     async def close(self) -> None:
         """Close all connections."""
@@ -137,16 +147,21 @@ class Client:
         content = response.content
         if content.is_eof():
             return await response.read()
-        pieces = []
+        pieces, size = [], 0
+        if (response.content_length or 0) > _MOST_BYTES:
+            raise BodyTooLongError(f"a body of {response.content_length} bytes")
         while not content.at_eof():
             async with asyncio.timeout(self._model.timeouts.idle):
                 pieces.append(await content.readany())
+            size += len(pieces[-1])
+            if size > _MOST_BYTES:
+                raise BodyTooLongError(f"the body has no end: more than {_MOST_BYTES >> 20} MB")
         return b"".join(pieces)
 
     async def _read_refusal(self, response: aiohttp.ClientResponse) -> Fault:
         try:
             body = await self._read(response)
-        except (aiohttp.ClientError, OSError, TimeoutError):
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             body = b""  # the status says enough
         fault = from_status(response.status, response.headers, body)
         if 300 <= response.status < 400:

@@ -48,6 +48,10 @@ _FILTER_CODES = frozenset(
 _QUOTA_CODES = frozenset({"insufficient_quota", "insufficient_balance", "billing_hard_limit_reached"})
 
 
+class BodyTooLongError(ValueError):
+    """Raised when a body goes on beyond what any answer needs."""
+
+
 class Action(Enum):
     """What the engine does about a fault."""
 
@@ -204,6 +208,8 @@ def from_exception(error: BaseException) -> Fault:
     The text is that of `str`, never of `repr`: the latter shows the headers of some of aiohttp's errors.
     """
     text = redact(f"{type(error).__name__}: {error}".rstrip(": "))
+    if isinstance(error, BodyTooLongError):
+        return Fault("invalid_response", f"HTTP 200, but {error}", 200)
     if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
         return Fault("tls", f"its certificate is not trusted ({text}); name its CA as client_config.ca_file")
     if isinstance(error, aiohttp.ClientConnectorSSLError) and not isinstance(error.os_error, ssl.SSLEOFError):

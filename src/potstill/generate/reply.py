@@ -106,9 +106,9 @@ def _join_parts(content: Any) -> tuple[str | None, str | None]:
     if not isinstance(content, list):
         return None, None
     texts = [
-        part.get("text") or ""
+        part["text"]
         for part in content
-        if isinstance(part, dict) and part.get("type") in {"text", "output_text"}
+        if isinstance(part, dict) and part.get("type") in ("text", "output_text") and isinstance(part.get("text"), str)
     ]
     thoughts = [part.get("thinking") for part in content if isinstance(part, dict) and part.get("type") == "thinking"]
     thinking = "".join(t if isinstance(t, str) else _join_parts(t)[0] or "" for t in thoughts)

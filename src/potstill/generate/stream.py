@@ -12,8 +12,9 @@ from potstill.generate.faults import Fault, from_error_body, raw_text
 from potstill.generate.reply import Reply, read_document
 from potstill.generate.wire_json import loads
 
-#: A line longer than this is no event.
+#: A line longer than this is no event, and a stream longer than this no answer.
 _MAX_LINE = 64 << 20
+_MAX_BYTES = 256 << 20
 
 
 @dataclass(slots=True)
@@ -124,6 +125,29 @@ def _merge_call(calls: dict[int, dict[str, Any]], piece: Any) -> None:
     call["function"]["arguments"] += function.get("arguments") or ""
 
 
+class LineBuffer:
+    """Cuts pieces into lines; a long line is put together once, when its end is there."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._pieces: list[bytes] = []
+
+    def lines(self, piece: bytes) -> list[bytes]:
+        """Return the lines that a piece ends."""
+        first, *rest = piece.split(b"\n")
+        self._pieces.append(first)
+        self.size += len(first)
+        if not rest:
+            return []
+        whole = [self.end(), *rest[:-1]]
+        self._pieces, self.size = [rest[-1]], len(rest[-1])
+        return whole
+
+    def end(self) -> bytes:
+        """Return what came after the last line."""
+        return b"".join(self._pieces)
+
+
 async def read_stream(content: aiohttp.StreamReader, idle_s: float, wanted: int = 1) -> Reply | Fault:
     """Read a stream to its end.
 
@@ -132,18 +156,18 @@ async def read_stream(content: aiohttp.StreamReader, idle_s: float, wanted: int 
         idle_s: Seconds without content after which the stream counts as hung; comments are no content.
         wanted: The number of choices that were asked for.
     """
-    reader, rest = StreamReader(), b""
+    reader, rest, size = StreamReader(), LineBuffer(), 0
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(idle_s) as clock:
         while not reader.ended and reader.fault is None:
             piece = await content.readany()
             if not piece:
                 break
-            *lines, rest = (rest + piece).split(b"\n")
-            if sum(reader.feed(line) for line in lines):
+            size += len(piece)
+            if sum(reader.feed(line) for line in rest.lines(piece)):
                 clock.reschedule(loop.time() + idle_s)
-            if len(rest) > _MAX_LINE:
-                return Fault("invalid_response", "a line of the stream has no end", 200, raw=raw_text(rest))
-    if rest and not reader.ended:
-        reader.feed(rest)
+            if rest.size > _MAX_LINE or size > _MAX_BYTES:
+                return Fault("invalid_response", "the stream, or a line of it, has no end", 200, raw=raw_text(piece))
+    if not reader.ended and reader.fault is None:
+        reader.feed(rest.end())
     return reader.result(wanted)
