@@ -1,515 +1,261 @@
-"""Replies as odd servers send them, byte for byte: how they travel, and what stands in them."""
+"""The HTTP client beneath the engine, against servers that answer byte for byte what a test says."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
-import json
-import os
-import threading
-import time
 import zlib
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as some
+from yarl import URL
 
-from potstill.generate import engine
-from potstill.generate.faults import Fault
-from potstill.generate.reply import Reply, fault_of, read_reply
-from tests.servers.handle import Server
-from tests.servers.raw import ANSWER, Request, serving
-from tests.unit.generate_work import Work
+from potstill.errors import ConfigError
+from potstill.generate.wire import (
+    BrokenReplyError,
+    Clocks,
+    ConnectError,
+    DisconnectedError,
+    HeldBackError,
+    Response,
+    Wire,
+)
 
-BODY = json.dumps(ANSWER).encode()
-Talk = Callable[[Request], None]
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+CLOCKS = Clocks(connect=5.0, first_byte=None, idle=5.0)
 
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "backoff", lambda *_, **__: 0.01)
-
-
-def work_over(folder: Path, url: str, **client: Any) -> Work:
-    """Return a job over a server."""
-    return Work(folder, Server(url, None), client={"max_retries": 1, **client})  # type: ignore[arg-type]
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
-def _chunked(data: bytes, size: int = 7, end: bytes = b"0\r\n\r\n") -> bytes:
-    pieces = [data[at : at + size] for at in range(0, len(data), size)]
-    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + end
+async def read_request(reader: asyncio.StreamReader) -> bytes:
+    """Return a whole request, or nothing when the client has closed."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return b""
+    length = next(int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length:"))
+    return head + await reader.readexactly(length)
 
 
-def _http_1_0(request: Request) -> None:
-    request.send(b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n" + BODY)
-    request.hang_up()
+def saying(*replies: bytes | float | None) -> Talk:
+    """Return a server that gives these pieces after each request: bytes, a pause, or None to close."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await read_request(reader):
+            for piece in replies:
+                if piece is None:
+                    return
+                if isinstance(piece, float):
+                    await asyncio.sleep(piece)
+                else:
+                    writer.write(piece)
+                    await writer.drain()
+
+    return talk
 
 
-def _close_each_time(request: Request) -> None:
-    request.answer("Connection: close")
-    request.hang_up()
+@contextlib.asynccontextmanager
+async def serving(talk: Talk) -> AsyncIterator[tuple[URL, list[int]]]:
+    """Run a server; yield its address and a list that grows with each connection."""
+    connections: list[int] = []
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(1)
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            await talk(reader, writer)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/chat"), connections
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks)
 
 
-def _close_without_a_word(request: Request) -> None:
-    request.answer()
-    request.hang_up()
+def ask(talk: Talk, times: int = 1, clocks: Clocks = CLOCKS, seconds: float = 5.0) -> tuple[list[Response], int]:
+    """Return the responses to some requests, one after another, and the number of connections they took."""
+
+    async def main() -> tuple[list[Response], int]:
+        async with serving(talk) as (url, connections):
+            wire = Wire(url, clocks, lambda: True)
+            wire.open()
+            try:
+                head = wire.head("POST", url, {"X-Test": "1"})
+                return [await wire.send(head, b"body", seconds) for _ in range(times)], len(connections)
+            finally:
+                wire.close()
+                await asyncio.sleep(0)
+
+    return asyncio.run(main())
 
 
-def _continue_first(request: Request) -> None:
-    request.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
-    request.answer()
+def framed(body: bytes, *headers: str) -> bytes:
+    """Return a reply with its length."""
+    lines = ["HTTP/1.1 200 OK", *headers, f"Content-Length: {len(body)}"]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def _chunks(request: Request) -> None:
-    request.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", _chunked(BODY))
+def raw_deflate(body: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(body) + packer.flush()
 
 
-def _chunks_with_trailers(request: Request) -> None:
-    head = b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n"
-    request.send(head, _chunked(BODY, end=b"0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n"))
+WHOLE = {
+    "a length": (framed(b"text"), None),
+    "chunks and trailers": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=1\r\nte\r\n2\r\nxt\r\n0\r\nX-Trailer: 1\r\n\r\n",
+        None,
+    ),
+    "100 Continue before it": (
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + framed(b"text"),
+        None,
+    ),
+    "gzip": (framed(gzip.compress(b"text"), "Content-Encoding: gzip"), None),
+    "deflate": (framed(zlib.compress(b"text"), "Content-Encoding: deflate"), None),
+    "raw deflate": (framed(raw_deflate(b"text"), "Content-Encoding: deflate"), None),
+    "identity": (framed(b"text", "Content-Encoding: identity"), None),
+    "bare line feeds": (b"HTTP/1.1 200 OK\nContent-Length: 4\n\ntext", None),
+    "header of odd bytes": (framed(b"text", "X-Odd: \u00e4\u00f6"), None),
+    "the end of the connection": (b"HTTP/1.1 200 OK\r\nX: y\r\n\r\ntext", "closes"),
+    "HTTP/1.0": (b"HTTP/1.0 200 OK\r\n\r\ntext", "closes"),
+    "HTTP/1.0 with a length": (b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\ntext", "one each"),
+    "Connection: close": (framed(b"text", "Connection: close"), "one each"),
+}
 
 
-def _chunks_with_extensions(request: Request) -> None:
-    request.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    request.send(b"%x;name=value\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY))
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_form_of_a_whole_reply_is_read(name: str) -> None:
+    """A body is read however it is framed and packed, and the connection is used again wherever that may be."""
+    reply, ending = WHOLE[name]
+    responses, connections = ask(saying(reply, None) if ending == "closes" else saying(reply), times=3)
+    assert [(response.status, response.body) for response in responses] == [(200, b"text")] * 3
+    assert connections == (1 if ending is None else 3)
 
 
-def _byte_by_byte(request: Request) -> None:
-    whole = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
-    for at in range(len(whole)):
-        request.send(whole[at : at + 1])
+def test_a_reply_may_come_byte_by_byte() -> None:
+    """Headers and body that come in single bytes are put together."""
+    pieces: list[bytes | float] = []
+    for number in range(len(OK)):
+        pieces += [OK[number : number + 1], 0.001]
+    responses, connections = ask(saying(*pieces), times=2)
+    assert [response.body for response in responses] == [b"ok", b"ok"]
+    assert connections == 1
 
 
-def _blanks_in_front(request: Request) -> None:
-    # Some gateways send white space to keep the connection alive while the model thinks.
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    request.send(head, _chunked(b"\n \n " * 5 + BODY))
+BROKEN = {
+    "closed without a word": ((None,), DisconnectedError),
+    "headers cut": ((b"HTTP/1.1 200 OK\r\nContent-Le", None), BrokenReplyError),
+    "body cut": ((b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort", None), BrokenReplyError),
+    "chunks cut": ((b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nshort", None), BrokenReplyError),
+    "no HTTP": ((b"<html>", None), BrokenReplyError),
+    "two lengths": ((b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",), BrokenReplyError),
+    "another protocol": (
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nabc",),
+        BrokenReplyError,
+    ),
+    "an unknown packing": ((framed(b"text", "Content-Encoding: br"),), BrokenReplyError),
+    "no gzip": ((framed(b"text", "Content-Encoding: gzip"),), BrokenReplyError),
+    "gzip cut": ((framed(gzip.compress(b"text" * 99)[:-9], "Content-Encoding: gzip"),), BrokenReplyError),
+    "endless headers": ((b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 300_000 + b"\r\n\r\n",), BrokenReplyError),
+}
 
 
-def _gzip(request: Request) -> None:
-    request.reply(gzip.compress(BODY), "Content-Encoding: gzip")
+@pytest.mark.parametrize("name", BROKEN)
+def test_every_broken_reply_is_an_error(name: str) -> None:
+    """What is not a whole reply never passes for one, and is told apart from a connection closed while idle."""
+    pieces, error = BROKEN[name]
+    with pytest.raises(error) as caught:
+        ask(saying(*pieces))
+    assert type(caught.value) is error
 
 
-def _gzip_in_chunks(request: Request) -> None:
-    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
-    request.send(head, _chunked(gzip.compress(BODY)))
-
-
-def _deflate(request: Request) -> None:
-    request.reply(zlib.compress(BODY), "Content-Encoding: deflate")
-
-
-def _utf8_with_a_mark(request: Request) -> None:
-    request.reply(b"\xef\xbb\xbf" + BODY)
-
-
-def _many_headers(request: Request) -> None:
-    request.answer(*(f"X-Header-{number}: {'v' * 60}" for number in range(90)))
-
-
-def _long_header(request: Request) -> None:
-    # Beyond the 8190 bytes that aiohttp takes by default; policies and cookies of gateways grow like that.
-    request.answer(f"Set-Cookie: a={'x' * 12000}", f"Content-Security-Policy: {'y' * 12000}")
-
-
-def _other_content_type(request: Request) -> None:
-    request.reply(BODY, "Content-Type: text/plain; charset=latin-1")
+@pytest.mark.parametrize("ending", [None, 9.0], ids=["cut", "hung"])
+def test_the_status_of_a_refusal_stands_without_its_body(ending: float | None) -> None:
+    """A 429 says "later", also when its body breaks off or never comes."""
+    start = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Length: 9\r\n\r\nslow"
+    responses, _ = ask(saying(start, ending), seconds=0.3)
+    assert [(r.status, r.headers["retry-after"], r.body) for r in responses] == [(429, "7", b"slow")]
 
 
 @pytest.mark.parametrize(
-    "talk",
+    ("pieces", "clocks", "seconds", "text"),
     [
-        _http_1_0,
-        _close_each_time,
-        _close_without_a_word,
-        _continue_first,
-        _chunks,
-        _chunks_with_trailers,
-        _chunks_with_extensions,
-        _byte_by_byte,
-        _blanks_in_front,
-        _gzip,
-        _gzip_in_chunks,
-        _deflate,
-        _utf8_with_a_mark,
-        _many_headers,
-        _long_header,
-        _other_content_type,
+        ((9.0,), CLOCKS, 0.1, "no whole reply within 0.1 s"),
+        ((9.0,), CLOCKS._replace(first_byte=0.1), 5.0, "no byte of the reply within 0.1 s"),
+        ((OK[:-1], 9.0), CLOCKS._replace(idle=0.1), 5.0, "nothing more of the reply for 0.1 s"),
+        ((OK[:-2], *[piece for _ in range(50) for piece in (0.02, b"")], 9.0), CLOCKS, 0.3, "no whole reply within"),
     ],
+    ids=["attempt", "first byte", "idle", "dribble"],
 )
-def test_however_an_answer_travels(tmp_path: Path, talk: Talk) -> None:
-    """A whole answer is read however the server sends it, and costs one attempt."""
-    with serving(talk) as server:
-        work = work_over(tmp_path, server.url, max_retries=0)
-        work.rows(*"abcdef")
-        counts = work.run(concurrency=2)
-    assert (counts.answered, counts.failed) == (6, 0), work.read("failed")[:1]
-    assert {row["generation"] for row in work.read("answered")} == {"SELECT 1"}
-    assert {row["attempts"] for row in work.read("answered")} == {1} or talk is _close_without_a_word
-
-
-def _br(request: Request) -> None:
-    request.reply(b"\x0b\x02\x80hello\x03", "Content-Encoding: br")
-
-
-def _bad_gzip(request: Request) -> None:
-    request.reply(gzip.compress(BODY)[:-12], "Content-Encoding: gzip")
-
-
-def _unknown_encoding(request: Request) -> None:
-    request.reply(BODY[::-1], "Content-Encoding: rot13")
-
-
-def _half_a_chunk(request: Request) -> None:
-    request.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", _chunked(BODY)[:60])
-    request.hang_up()
-
-
-def _bad_chunk_size(request: Request) -> None:
-    request.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", BODY)
-
-
-def _too_little(request: Request) -> None:
-    request.send(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", BODY)
-    request.hang_up()
-
-
-def _no_http(request: Request) -> None:
-    request.send(b"SSH-2.0-OpenSSH_9.7\r\n")
-    request.hang_up()
-
-
-def _bad_status(request: Request) -> None:
-    request.send(b"HTTP/1.1 two hundred\r\n\r\n")
-    request.hang_up()
-
-
-def _bad_length(request: Request) -> None:
-    request.send(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n", BODY)
-    request.hang_up()
-
-
-def _two_lengths(request: Request) -> None:
-    request.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 7\r\n\r\n", BODY)
-    request.hang_up()
-
-
-def _nul_in_a_header(request: Request) -> None:
-    request.send(b"HTTP/1.1 200 OK\r\nX-A: \0\r\nContent-Length: 2\r\n\r\n{}")
-    request.hang_up()
-
-
-def _deep(request: Request) -> None:
-    request.reply(b"[" * 200_000)
-
-
-def _deep_object(request: Request) -> None:
-    request.reply(b'{"choices":' * 100_000 + b"1" + b"}" * 100_000)
-
-
-def _latin_1(request: Request) -> None:
-    request.reply(BODY.replace(b"SELECT 1", b"caf\xe9"))
-
-
-def _not_a_number(request: Request) -> None:
-    request.reply(BODY.replace(b'"prompt_tokens": 3', b'"prompt_tokens": NaN'))
-
-
-@pytest.mark.parametrize(
-    ("talk", "kinds"),
-    [
-        (_br, {"transport", "invalid_response"}),
-        (_bad_gzip, {"transport", "invalid_response"}),
-        (_unknown_encoding, {"transport", "invalid_response"}),
-        (_half_a_chunk, {"transport"}),
-        (_bad_chunk_size, {"transport"}),
-        (_too_little, {"transport"}),
-        (_no_http, {"transport"}),
-        (_bad_status, {"transport"}),
-        (_bad_length, {"transport"}),
-        (_two_lengths, {"transport"}),
-        (_nul_in_a_header, {"transport", "invalid_response"}),
-        (_deep, {"invalid_response"}),
-        (_deep_object, {"invalid_response"}),
-        (_latin_1, {"invalid_response"}),
-        (_not_a_number, {"invalid_response"}),
-    ],
-)
-def test_what_is_no_whole_answer(tmp_path: Path, talk: Talk, kinds: set[str]) -> None:
-    """What is broken on the wire fails its row, with a class and a reason, and no other row."""
-
-    def sometimes(request: Request) -> None:
-        talk(request) if request.text == "bad" else request.answer()
-
-    with serving(sometimes) as server:
-        work = work_over(tmp_path, server.url)
-        work.rows("a", "bad", "b", "c")
-        counts = work.run(concurrency=1)
-    (row,) = work.read("failed")
-    assert (counts.answered, row["sample_id"]) == (3, "id-bad")
-    assert row["error_class"] in kinds
-    assert row["error"] and row["attempts"] >= 2
-
-
-# -- what stands in an answer -----------------------------------------------------------------------------------
-
-
-def _answer_with(**changes: Any) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(BODY)
-    document["choices"][0].update(changes.pop("choice", {}))
-    document["choices"][0]["message"].update(changes.pop("message", {}))
-    document.update(changes)
-    return document
-
-
-@pytest.mark.parametrize(
-    ("body", "generation"),
-    [
-        (json.dumps(_answer_with(message={"content": "\ud800 x"})).encode(), "\ud800 x"),
-        (json.dumps(_answer_with(message={"content": "\ud83d\ude00"})).encode(), "\U0001f600"),
-        (json.dumps(_answer_with(message={"content": "a\u0000b\u2028c\x7f\r\n"})).encode(), "a\0b\u2028c\x7f\r\n"),
-        (json.dumps(_answer_with(created=10**40, usage={"prompt_tokens": 10**30})).encode(), "SELECT 1"),
-        (json.dumps(_answer_with(usage={"prompt_tokens": 1.5, "completion_tokens": "7"})).encode(), "SELECT 1"),
-        (BODY.replace(b'"content": "SELECT 1"', b'"content": "first", "content": "second"'), "second"),
-        (json.dumps(_answer_with(choice={"finish_reason": None})).encode(), "SELECT 1"),
-        (json.dumps(_answer_with(choice={"finish_reason": 7, "logprobs": "odd"})).encode(), "SELECT 1"),
-        (BODY.replace(b', "finish_reason": "stop"', b""), "SELECT 1"),
-        (
-            json.dumps(
-                _answer_with(
-                    message={"content": [{"type": "text", "text": "a"}, {"text": 5}, {"type": "text", "text": 5}, 3]}
-                )
-            ).encode(),
-            "a",
-        ),
-        (json.dumps(_answer_with(message={"reasoning": {"a": 1}, "tool_calls": []})).encode(), "SELECT 1"),
-        (json.dumps(_answer_with(model=["x"], system_fingerprint=3, usage=[1])).encode(), "SELECT 1"),
-        (json.dumps(_answer_with(error=None)).encode(), "SELECT 1"),
-    ],
-)
-def test_odd_but_whole_answers(tmp_path: Path, body: bytes, generation: str) -> None:
-    """Odd text, numbers and forms are kept as they came, stored, and found again."""
-    with serving(lambda request: request.reply(body)) as server:
-        work = work_over(tmp_path, server.url)
-        work.rows("a")
-        assert work.run().answered == 1
-        assert work.read("answered")[0]["generation"] == generation
-        first = (tmp_path / "answered.jsonl").read_bytes()
-        assert work.run().requests == 0
-        assert (tmp_path / "answered.jsonl").read_bytes() == first
-
-
-JSON = some.recursive(
-    some.none() | some.booleans() | some.integers(-3, 3) | some.floats(allow_nan=False) | some.text(max_size=4),
-    lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@some.composite
-def _mutated(draw: some.DrawFn) -> Any:
-    """Return an answer of which some parts are replaced by anything."""
-    document = _answer_with(
-        message={
-            "reasoning_content": "r",
-            "refusal": None,
-            "tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}],
-        },
-        choice={"logprobs": {"content": [{"token": "a"}]}},
-        error=None,
-        usage={"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1}},
-    )
-    for _ in range(draw(some.integers(1, 3))):
-        _replace_one(draw, document)
-    return document
-
-
-def _replace_one(draw: some.DrawFn, document: Any) -> None:
-    while True:
-        keys = list(document) if isinstance(document, dict) else list(range(len(document)))
-        if not keys:
-            return
-        key = draw(some.sampled_from(keys))
-        if isinstance(document[key], dict | list) and document[key] and draw(some.booleans()):
-            document = document[key]
-            continue
-        document[key] = draw(JSON)
-        return
-
-
-@settings(max_examples=400, deadline=None)
-@given(_mutated())
-def test_any_json_is_an_answer_or_a_fault(document: Any) -> None:
-    """Whatever JSON comes, it is a reply or a fault with a class; nothing raises."""
-    outcome = read_reply(json.dumps(document).encode(), 2)
-    if isinstance(outcome, Reply):
-        for choice in outcome.choices:
-            assert isinstance(choice.content, str)
-            fault_of(choice, outcome.usage)
-    else:
-        assert isinstance(outcome, Fault) and outcome.action
-
-
-# -- time and size ----------------------------------------------------------------------------------------------
-
-
-def test_a_dribbling_server_ends_by_the_deadline(tmp_path: Path) -> None:
-    """A byte now and then keeps no row beyond its deadline, however long its attempts might be."""
-    over = threading.Event()
-
-    def dribble(request: Request) -> None:
-        if request.text != "slow":
-            request.answer()
-            return
-        request.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{")
-        while not over.wait(0.05):
-            request.send(b" ")
-
-    with serving(dribble) as server:
-        work = work_over(tmp_path, server.url, timeout=30, row_deadline_s=1.0, max_retries=5)
-        work.rows("a", "slow", *"bcdef")
-        started = time.monotonic()
-        counts = work.run(concurrency=4)
-        assert time.monotonic() - started < 6
-        over.set()
-    assert (counts.answered, counts.failed) == (6, 1)
-    assert work.read("failed")[0]["error_class"] == "timeout"
-
-
-def test_headers_that_never_end(tmp_path: Path) -> None:
-    """A server that dribbles headers is given up by the row's deadline as well."""
-    over = threading.Event()
-
-    def dribble(request: Request) -> None:
-        if request.text != "slow":
-            request.answer()
-            return
-        request.send(b"HTTP/1.1 200 OK\r\n")
-        while not over.wait(0.05):
-            request.send(b"X-A: b\r\n")
-
-    with serving(dribble) as server:
-        work = work_over(tmp_path, server.url, timeout=30, row_deadline_s=1.0)
-        work.rows("a", "slow", "b")
-        started = time.monotonic()
-        counts = work.run(concurrency=4)
-        assert time.monotonic() - started < 6
-        over.set()
-    assert (counts.answered, counts.failed) == (2, 1)
-
-
-def _endless(request: Request) -> None:
-    request.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    for _ in range(4000):
-        request.send(b"100000\r\n", b" " * 0x100000, b"\r\n")
-
-
-def _endless_stream_line(request: Request) -> None:
-    request.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-    for _ in range(4000):
-        request.send(b"100000\r\n", b"x" * 0x100000, b"\r\n")
-
-
-def _endless_stream(request: Request) -> None:
-    event = json.dumps({"choices": [{"index": 0, "delta": {"content": "x" * 100_000}}]}).encode()
-    data = b"data: " + event + b"\n\n"
-    request.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-    for _ in range(20_000):
-        request.send(b"%x\r\n" % len(data), data, b"\r\n")
-
-
-def _promised(request: Request) -> None:
-    request.send(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n" + b" " * 1000)
-
-
-def _bomb(request: Request) -> None:
-    packed = gzip.compress(b" " * (1 << 29), 9)
-    request.reply(packed, "Content-Encoding: gzip")
-
-
-def _refusal_without_end(request: Request) -> None:
-    request.send(b"HTTP/1.1 400 Bad\r\nTransfer-Encoding: chunked\r\n\r\n")
-    for _ in range(4000):
-        request.send(b"100000\r\n", b" " * 0x100000, b"\r\n")
-
-
-@pytest.mark.parametrize(
-    ("talk", "kind"),
-    [
-        (_endless, "invalid_response"),
-        (_endless_stream_line, "invalid_response"),
-        (_endless_stream, "invalid_response"),
-        (_promised, "invalid_response"),
-        (_bomb, "invalid_response"),
-        (_refusal_without_end, "bad_request"),
-    ],
-)
-def test_giant_bodies_are_cut_off(tmp_path: Path, talk: Talk, kind: str) -> None:
-    """A body without end is given up at a limit; memory does not follow it."""
-
-    def sometimes(request: Request) -> None:
-        talk(request) if request.text == "bad" else request.answer()
-
-    with serving(sometimes) as server:
-        work = work_over(tmp_path, server.url, timeout=60, max_retries=0)
-        work.rows("a", "bad", "b")
-        before = _peak()
-        started = time.monotonic()
-        counts = work.run(concurrency=1)
-        assert time.monotonic() - started < 40
-    (row,) = work.read("failed")
-    assert (counts.answered, row["error_class"]) == (2, kind), row["error"]
-    assert _peak() - before < 500_000
-
-
-def _peak() -> int:
-    """The most memory that this process ever had, in kB."""
-    (line,) = [line for line in Path(f"/proc/{os.getpid()}/status").read_text().splitlines() if line[:5] == "VmHWM"]
-    return int(line.split()[1])
-
-
-# -- what is sent ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a\r\nX-Injected: 1",
-        "../../../etc/x",
-        "org/model:tag@1",
-        "模型-七",
-        "x" * 600,
-        ".",
-        'quote"and\\slash',
-        "nul\0",
-    ],
-)
-def test_any_model_name(tmp_path: Path, name: str) -> None:
-    """A model's name goes into the body as it is, and nowhere else: no header, no path outside the store."""
-    with serving(lambda request: request.answer()) as server:
-        work = work_over(tmp_path, server.url)
-        work.chat = {"model": name}
-        work.rows("a", "b")
-        assert work.run().answered == 2
-        assert work.run().requests == 0
-        (request, _) = server.asked
-    assert json.loads(request.body)["model"] == name
-    assert "x-injected" not in request.headers
-    assert {path.name for path in tmp_path.iterdir()} == {
-        *("rows.jsonl", "model.yaml", "answers", "answered.jsonl", "failed.jsonl", "not_asked.jsonl")
-    }
-    assert len(list((tmp_path / "answers").iterdir())) == 1
-
-
-@pytest.mark.parametrize("text", ["\ud800 half", "nul \0 and \u2028", "\U0001f600" * 3, "x" * 3_000_000])
-def test_any_prompt(tmp_path: Path, text: str) -> None:
-    """A prompt reaches the server as it is, be it odd or large."""
-    with serving(lambda request: request.answer()) as server:
-        work = work_over(tmp_path, server.url)
-        work.rows(text)
-        assert work.run().answered == 1
-        (request,) = server.asked
-    assert request.text == text
+def test_every_clock_ends_a_request(pieces: tuple[Any, ...], clocks: Clocks, seconds: float, text: str) -> None:
+    """Each of the clocks ends the request that it is for, and says which it was."""
+    with pytest.raises(TimeoutError, match=text):
+        ask(saying(*pieces), clocks=clocks, seconds=seconds)
+
+
+def test_what_nobody_asked_for_is_not_taken_for_the_next_reply() -> None:
+    """Bytes behind a whole reply close the connection: they must not answer the next request."""
+    responses, connections = ask(saying(OK + framed(b"not yours")), times=2)
+    assert [response.body for response in responses] == [b"ok", b"ok"]
+    assert connections == 2
+
+
+def test_a_connection_that_the_gate_holds_back_is_kept() -> None:
+    """A request that may not leave any more sends nothing; its connection serves the next one."""
+    seen: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while request := await read_request(reader):
+            seen.append(request)
+            writer.write(OK)
+
+    async def main() -> int:
+        open_gate = False
+        async with serving(talk) as (url, connections):
+            wire = Wire(url, CLOCKS, lambda: open_gate)
+            wire.open()
+            head = wire.head("POST", url, {})
+            with pytest.raises(HeldBackError):
+                await wire.send(head, b"1", 5.0)
+            open_gate = True
+            await wire.send(head, b"2", 5.0)
+            wire.close()
+            await asyncio.sleep(0)
+            return len(connections)
+
+    assert asyncio.run(main()) == 1
+    assert [request[-1:] for request in seen] == [b"2"]
+
+
+def test_the_head_is_what_was_asked_for_and_cannot_be_broken() -> None:
+    """The head names host, path and query as the address has them; a value with a line break is refused."""
+    url = URL("http://[::1]:8080/v1/chat?api-version=2&x=%26")
+    head = Wire(url, CLOCKS, lambda: True).head("POST", url, {"Api-Key": "s3cret"})
+    assert head == b"POST /v1/chat?api-version=2&x=%26 HTTP/1.1\r\nHost: [::1]:8080\r\nApi-Key: s3cret\r\n"
+    with pytest.raises(ConfigError, match="Api-Key") as caught:
+        Wire(url, CLOCKS, lambda: True).head("POST", url, {"Api-Key": "s3cret\r\nX: y"})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_no_server_is_an_error_of_connecting() -> None:
+    """A port that nobody listens on, and a name that does not exist, are told apart from broken replies."""
+
+    async def main(url: URL) -> None:
+        wire = Wire(url, CLOCKS, lambda: True)
+        wire.open()
+        await wire.send(wire.head("POST", url, {}), b"", 5.0)
+
+    for address in ("http://127.0.0.1:9/v1", "http://no-such-host.invalid/v1"):
+        with pytest.raises(ConnectError):
+            asyncio.run(main(URL(address)))

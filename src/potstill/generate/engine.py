@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 from potstill.config.model import Model
 from potstill.errors import ConfigError, PotstillError, TryAgainError
-from potstill.generate.client import HeldBackError
 from potstill.generate.endpoints import PROBE_EVERY_S, SUSPICIOUS, Endpoint
 from potstill.generate.faults import Action, Fault
 from potstill.generate.gateway import proxy_name
@@ -27,6 +26,7 @@ from potstill.generate.records import answer_record, failure_record
 from potstill.generate.reply import Choice, Reply, add_usage, fault_of
 from potstill.generate.requests import Job
 from potstill.generate.schemas import problem_of
+from potstill.generate.wire import HeldBackError
 
 logger = logging.getLogger("potstill.generate")
 

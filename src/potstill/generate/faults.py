@@ -24,7 +24,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import email.utils
 import ssl
 import time
@@ -33,8 +32,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import aiohttp
-
+from potstill.generate.wire import ConnectError, DisconnectedError, ProxyError
 from potstill.rows import loads
 from potstill.secrets import redact
 
@@ -46,10 +44,6 @@ _FILTER_CODES = frozenset(
     {"content_filter", "content_policy_violation", "moderation_blocked", "data_inspection_failed"}
 )
 _QUOTA_CODES = frozenset({"insufficient_quota", "insufficient_balance", "billing_hard_limit_reached"})
-
-
-class BodyTooLongError(ValueError):
-    """Raised when a body goes on beyond what any answer needs."""
 
 
 class Action(Enum):
@@ -202,31 +196,22 @@ def raw_text(body: bytes) -> str:
     return redact(body[: 4 * RAW_LIMIT].decode("utf-8", "replace"))[:RAW_LIMIT]
 
 
-def from_exception(error: BaseException) -> Fault:
-    """Return the fault of an exception that sending raised.
-
-    The text is that of `str`, never of `repr`: the latter shows the headers of some of aiohttp's errors.
-    """
+def from_exception(error: OSError) -> Fault:
+    """Return the fault of an exception that `wire` raised."""
     text = redact(f"{type(error).__name__}: {error}".rstrip(": "))
-    if isinstance(error, BodyTooLongError):
-        return Fault("invalid_response", f"HTTP 200, but {error}", 200)
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
+    if isinstance(error, ssl.SSLCertVerificationError):
         return Fault("tls", f"its certificate is not trusted ({text}); name its CA as client_config.ca_file")
-    if isinstance(error, aiohttp.ClientConnectorSSLError) and not isinstance(error.os_error, ssl.SSLEOFError):
+    if isinstance(error, ssl.SSLError):
         return Fault("tls", f"no TLS connection can be made ({text}); a server without TLS has an address with http://")
-    if isinstance(error, aiohttp.ServerTimeoutError | TimeoutError | asyncio.TimeoutError):
-        # aiohttp says so when the connection itself was not made in time.
-        kind = "connect" if isinstance(error, aiohttp.ConnectionTimeoutError) else "timeout"
-        return Fault(kind, text)
-    if isinstance(error, aiohttp.ClientHttpProxyError):
+    if isinstance(error, ProxyError):
         # Its word about a tunnel; a 5xx says that there is no server behind it.
-        kind = "server" if error.status >= 500 else "proxy"
-        return Fault(kind, redact(f"the proxy said HTTP {error.status} {error.message}".rstrip()), error.status)
-    if isinstance(error, aiohttp.ClientConnectorError):
+        status = error.response.status
+        return Fault("server" if status >= 500 else "proxy", text, status)
+    if isinstance(error, ConnectError):
         return Fault("connect", text)
-    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | ConnectionError):
-        return Fault("transport", text, unsent=True)
-    return Fault("transport", text)
+    if isinstance(error, TimeoutError):
+        return Fault("timeout", text)
+    return Fault("transport", text, unsent=isinstance(error, DisconnectedError))
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:

@@ -6,15 +6,13 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-
 from potstill.generate.faults import Fault, from_error_body, raw_text
 from potstill.generate.reply import Reply, read_document
+from potstill.generate.wire import Connection
 from potstill.generate.wire_json import loads
 
-#: A line longer than this is no event, and a stream longer than this no answer.
+#: A line longer than this is no event.
 _MAX_LINE = 64 << 20
-_MAX_BYTES = 256 << 20
 
 
 @dataclass(slots=True)
@@ -148,26 +146,25 @@ class LineBuffer:
         return b"".join(self._pieces)
 
 
-async def read_stream(content: aiohttp.StreamReader, idle_s: float, wanted: int = 1) -> Reply | Fault:
+async def read_stream(content: Connection, idle_s: float, wanted: int = 1) -> Reply | Fault:
     """Read a stream to its end.
 
     Args:
-        content: The body of the response.
+        content: The connection that brings it.
         idle_s: Seconds without content after which the stream counts as hung; comments are no content.
         wanted: The number of choices that were asked for.
     """
-    reader, rest, size = StreamReader(), LineBuffer(), 0
+    reader, rest = StreamReader(), LineBuffer()
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(idle_s) as clock:
         while not reader.ended and reader.fault is None:
             piece = await content.readany()
             if not piece:
                 break
-            size += len(piece)
             if sum(reader.feed(line) for line in rest.lines(piece)):
                 clock.reschedule(loop.time() + idle_s)
-            if rest.size > _MAX_LINE or size > _MAX_BYTES:
-                return Fault("invalid_response", "the stream, or a line of it, has no end", 200, raw=raw_text(piece))
+            if rest.size > _MAX_LINE:
+                return Fault("invalid_response", "a line of the stream has no end", 200, raw=raw_text(piece))
     if not reader.ended and reader.fault is None:
         reader.feed(rest.end())
     return reader.result(wanted)

@@ -29,7 +29,7 @@ PACKAGES = (
     "snakemake",
     "openai",
     "sqlglot",
-    "aiohttp",
+    "httptools",
     "orjson",
     "jinja2",
     "jsonschema",
