@@ -288,6 +288,20 @@ def test_a_server_that_ignores_n_in_a_stream(tmp_path: Path) -> None:
     assert [row["sample_index"] for row in rows] == [0, 1, 2]
 
 
+def test_a_server_that_refuses_n(tmp_path: Path) -> None:
+    """Where the server calls `n` a bad request, the samples are asked for one by one."""
+
+    def talk(request: Request) -> None:
+        if json.loads(request.body).get("n", 1) > 1:
+            request.reply(b'{"error":{"code":400,"message":"n: must be 1","type":"invalid_request_error"}}', status=400)
+        else:
+            say(event(delta(content=f"answer {request.number}")), event(STOP), DONE)(request)
+
+    work = run(tmp_path, talk, samples=3, samples_mode="n")
+    assert [row["sample_index"] for row in work.read("answered")] == [0, 1, 2]
+    assert work.read("failed") == []
+
+
 def test_log_probabilities(tmp_path: Path) -> None:
     """Log probabilities of all pieces are joined."""
     piece = {**delta(content="a"), "logprobs": {"content": [{"token": "a", "logprob": -0.5}]}}

@@ -405,7 +405,11 @@ class Engine:
         elif action is Action.FAIL:
             endpoint.succeeded(self._loop.time())
             job.in_flight_s += elapsed
-            self._fail(job, fault, endpoint.address.base)
+            if fault.kind == "bad_request" and len(job.samples) > 1:
+                # A server that takes no `n`, or none so great (llama.cpp: its slots), is asked one by one.
+                self._ready.extend(job.split([place]) for place in range(len(job.samples)))
+            else:
+                self._fail(job, fault, endpoint.address.base)
         else:
             self._retry(job, fault, endpoint, elapsed, probe=probe)
 
