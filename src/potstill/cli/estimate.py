@@ -31,5 +31,6 @@ def run(args: argparse.Namespace) -> int:
     rows = list(itertools.islice(prepared_rows(config), min(args.n, total)))
     for entry in config["models"]:
         model = load_model(Path(entry["config"]))
-        print(estimate(model, rows, total, Path(config["answers_dir"]), settings["samples"]).text())
+        batch = settings["mode"] == "batch"
+        print(estimate(model, rows, total, Path(config["answers_dir"]), settings["samples"], batch=batch).text())
     return 0

@@ -18,7 +18,7 @@ from potstill.errors import ConfigError
 from potstill.generate.faults import Fault, from_exception, from_status
 from potstill.generate.gateway import proxy_for
 from potstill.generate.reply import Reply, read_reply
-from potstill.generate.stream import read_stream
+from potstill.generate.stream import looks_like_events, read_events, read_stream
 from potstill.generate.wire import Clocks, HeldBackError, Response, Wire
 
 
@@ -81,7 +81,7 @@ class Client:
             if response.status != 200:
                 return _refusal(response)
             if response.stream is None:
-                return read_reply(response.body, wanted)
+                return _read_whole(response.body, wanted)
             try:
                 return await read_stream(response.stream, self._model.timeouts.idle, wanted)
             finally:
@@ -97,6 +97,11 @@ class Client:
             return False
         self._wire.end(response)
         return response.status == 200
+
+
+def _read_whole(body: bytes, wanted: int) -> Reply | Fault:
+    outcome = read_reply(body, wanted)
+    return read_events(body, wanted) if isinstance(outcome, Fault) and looks_like_events(body) else outcome
 
 
 def _refusal(response: Response) -> Fault:
