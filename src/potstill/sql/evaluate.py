@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from potstill.sql.compare import matches, runs, split
 from potstill.sql.engines import Engine
@@ -230,8 +230,3 @@ def _is_small(result: Result) -> bool:
         return False
     sizes = (len(cell) if isinstance(cell, str | bytes) else 8 for row in result.rows for cell in row)
     return sum(sizes) <= MAX_CARRIED_BYTES
-
-
-def pack(gold: Gold, *, with_rows: bool) -> tuple[Any, ...]:
-    """Return a gold result as the plain tuple that crosses a pipe, without its rows where the signature will do."""
-    return tuple(gold if with_rows or gold.has_real or gold.rows is None else gold._replace(rows=None))

@@ -12,7 +12,7 @@ from potstill.sql.databases import Databases
 from potstill.sql.engines import engine_class
 from potstill.sql.limits import VM_STEPS_PER_SECOND, Limits
 from potstill.sql.policy import Policy, make_policy
-from potstill.sql.pool import Pool
+from potstill.sql.pool import Host, Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,9 @@ class ExecuteSettings:
             sqlite=self.engine == "sqlite",
         )
 
-    def open_pool(self) -> Pool:
-        """Return the worker processes."""
-        return Pool(self.engine, self.limits, self.policy, workers=self.workers)
+    def open_pool(self, host: Host | None = None) -> Pool:
+        """Return the worker processes; `host` is what the tasks of rows need."""
+        return Pool(self.engine, self.limits, self.policy, workers=self.workers, host=host)
 
 
 def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
