@@ -23,7 +23,7 @@ from potstill.sql.gold import GoldFile, gold_key
 from potstill.sql.outcome import ErrorClass, QueryError
 
 #: Gold results, and lines of equal statements, that are kept: the rows of one prompt come one after another.
-GOLD_KEPT = 1024
+GOLD_KEPT = 512
 ANSWERS_KEPT = 512
 
 #: What a worker is at; from `VARIANTS` on, the copies of the row's database.
@@ -62,7 +62,7 @@ class RowSetup:
 
 
 class Verdict(NamedTuple):
-    """What is counted of a row."""
+    """What is counted of a row; it crosses the pipe as a plain tuple."""
 
     has_field: bool
     passed: bool
@@ -123,8 +123,7 @@ def _fill(row: Row, answer: Answer, gold: Gold, setup: RowSetup, verdicts: list[
     if setup.variants:
         fields["variant_match"] = None if verdicts is None else verdicts.count(True)
         fields["variant_count"] = None if verdicts is None else len(verdicts)
-    verdict = Verdict(setup.sql_field in row, passed, answer.match, answer.error_class, gold.status)
-    return _Done(dumps(fields), tuple(verdict))
+    return _Done(dumps(fields), (setup.sql_field in row, passed, answer.match, answer.error_class, gold.status))
 
 
 def _add_fields(line: bytes, row: Row, fields: bytes) -> bytes:

@@ -16,7 +16,7 @@ import itertools
 import json
 import marshal
 import os
-import selectors
+import select
 import signal
 import subprocess
 import sys
@@ -179,11 +179,12 @@ class Pool:
 
     def _wait(self) -> list[_Batch]:
         """Wait until something has happened; return the batches of workers that are no more."""
-        with selectors.DefaultSelector() as selector:
-            for worker in self._workers:
-                worker.register(selector)
-            for key, events in selector.select(WATCH_S):
-                key.data(events)
+        poll = select.poll()
+        todo: dict[int, Callable[[], None]] = {}
+        for worker in self._workers:
+            todo |= worker.register(poll)
+        for descriptor, _ in poll.poll(WATCH_S * 1000):
+            todo[descriptor]()
         lost: list[_Batch] = []
         for worker in list(self._workers):
             if message := worker.overdue(self._limits):
@@ -311,16 +312,20 @@ class _Worker:
         news = list(islice(kills.items(), self._kills_told, None))
         self._kills_told += len(news)
         self._outbox += frame(("tasks", news, batch.rest()))
-        self._write(0)
+        self._write()
 
-    def register(self, selector: selectors.BaseSelector) -> None:
-        """Say what there is to wait for."""
+    def register(self, poll: select.poll) -> dict[int, Callable[[], None]]:
+        """Say what there is to wait for; return what to do when it happens, by descriptor."""
+        todo = {}
         if not self._ended:
-            selector.register(self._answers, selectors.EVENT_READ, self._read)
+            poll.register(self._answers.fileno(), select.POLLIN)
+            todo[self._answers.fileno()] = self._read
         if self._outbox:
-            selector.register(self._requests, selectors.EVENT_WRITE, self._write)
+            poll.register(self._requests.fileno(), select.POLLOUT)
+            todo[self._requests.fileno()] = self._write
+        return todo
 
-    def _write(self, _: int) -> None:
+    def _write(self) -> None:
         try:
             sent = os.write(self._requests.fileno(), self._outbox)
         except BlockingIOError:
@@ -330,7 +335,7 @@ class _Worker:
             return
         del self._outbox[:sent]
 
-    def _read(self, _: int) -> None:
+    def _read(self) -> None:
         try:
             chunk = os.read(self._answers.fileno(), 1 << 18)
         except BlockingIOError:
@@ -393,7 +398,7 @@ class _Worker:
         self._process.kill()
         self._process.wait()
         while not self._ended:
-            self._read(0)
+            self._read()
         place = self.place()
         self._requests.close()
         self._answers.close()

@@ -71,7 +71,7 @@ def execute_rows(
         InputError: When no row has the field with the statement.
     """
     config = read_settings(settings)
-    verdicts: Counter[Verdict] = Counter()
+    verdicts: Counter[tuple[Any, ...]] = Counter()
     with ExitStack() as stack:
         databases = stack.enter_context(config.open_databases())
         if gold_audit is not None:
@@ -83,14 +83,14 @@ def execute_rows(
         for line, verdict in parent.execute(pool, read_lines(input)):
             verdicts[verdict] += 1
             out.write_line(line)
-        if verdicts and not any(verdict.has_field for verdict in verdicts):
+        if verdicts and not any(Verdict(*verdict).has_field for verdict in verdicts):
             raise InputError(
                 f"{input}: no row has the field {config.sql_field!r}; run `potstill clean` first, "
                 "or name the field with the statement (execute.sql_field, --sql-field)"
             )
     counts = ExecuteCounts()
     for verdict, rows in verdicts.items():
-        counts.add(verdict, rows)
+        counts.add(Verdict(*verdict), rows)
     return counts
 
 
@@ -132,7 +132,7 @@ class _Parent:
         line, number = task[1]
         return statement_key(phase, parse_row(self._setup.source, number, line), self._setup)
 
-    def execute(self, pool: Pool, lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, Verdict]]:
+    def execute(self, pool: Pool, lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
         """Yield the new line and the verdict of each row.
 
         Raises:
@@ -151,7 +151,7 @@ class _Parent:
                 raise InputError(outcome)
             if isinstance(outcome, Killed):
                 outcome = killed_row(line, number, outcome.message, self._setup)
-            yield outcome[0], Verdict(*outcome[1])
+            yield outcome
 
 
 def _make_setup(config: ExecuteSettings, databases: Databases, source: Path, gold_audit: Path | None) -> RowSetup:

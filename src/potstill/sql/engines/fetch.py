@@ -39,8 +39,7 @@ def fetch_all(
     while fetched := fetch(step):
         batch = convert(fetched)
         rows += batch
-        for row in batch:
-            types.update(map(type, row))
+        types.update(*[map(type, row) for row in batch])
         budget -= _bytes_of(batch, types)
         if budget < 0:
             raise QueryError("too_big", f"the result has more than {limits.max_result_bytes} bytes", truncated=True)
