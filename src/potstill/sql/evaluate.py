@@ -243,7 +243,9 @@ def settles(policy: Policy) -> bool:
 
 def _is_same(gold: Gold, result: Result) -> bool:
     """Whether a result is gold's to the letter, so that there is nothing to sign and to compare."""
-    return gold.rows == result.rows and gold.usable and not gold.has_real and result.types <= PLAIN_TYPES
+    if gold.rows != result.rows or gold.column_count != result.column_count:
+        return False
+    return gold.usable and not gold.has_real and result.types <= PLAIN_TYPES
 
 
 def _is_small(result: Result) -> bool:
