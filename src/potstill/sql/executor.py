@@ -71,11 +71,21 @@ class Verdict(NamedTuple):
     gold_status: str
 
 
+class _Gold(NamedTuple):
+    """A gold result, and the statement as it can be run again."""
+
+    result: Gold
+    sql: str = ""
+
+
 class _Done(NamedTuple):
     """The fields of a row as a line of JSON, and what is counted of it."""
 
     fields: bytes
     verdict: tuple[Any, ...]
+
+
+_NO_GOLD = _Gold(MISSING)
 
 
 def statement_key(phase: int, row: Mapping[str, Any], setup: RowSetup) -> bytes:
@@ -173,7 +183,7 @@ class RowExecutor:
         self._shared = Database(*setup.shared) if setup.shared is not None else None
         self._databases: dict[str, Database | QueryError] = {}
         self._variants: dict[str, list[str]] = {}
-        self._golds: OrderedDict[tuple[str, str], Gold] = OrderedDict()
+        self._golds: OrderedDict[tuple[str, str], _Gold] = OrderedDict()
         self._answers: OrderedDict[tuple[str, str, str | None], _Done] = OrderedDict()
         #: Statements that a worker had to be killed for, by their key, and what is said of them.
         self.kills: dict[bytes, str] = {}
@@ -202,24 +212,24 @@ class RowExecutor:
         except QueryError as error:
             bad = MISSING if gold_sql is None else Gold("error", error.error_class, error.message)
             return self._failed(row, bad, error.error_class, error.message)
-        gold = MISSING if gold_sql is None else self._gold(database, gold_sql, row)
+        gold = _NO_GOLD if gold_sql is None else self._gold(database, gold_sql, row)
         try:
             sql = self._admit(row.get(setup.sql_field))
         except QueryError as error:
-            return self._failed(row, gold, error.error_class, error.message)
+            return self._failed(row, gold.result, error.error_class, error.message)
         key = (database.location, sql, gold_sql)
         done = self._answers.get(key)
         if done is not None:
             self._answers.move_to_end(key)
             return done
-        done = self._answers[key] = self._answer(row, database, sql, gold, gold_sql or "")
+        done = self._answers[key] = self._answer(row, database, sql, gold)
         if len(self._answers) > ANSWERS_KEPT:
             self._answers.popitem(last=False)
         return done
 
     def _failed(self, row: Row, gold: Gold, error_class: ErrorClass, message: str) -> _Done:
         answer = Answer(error_class, message, match=False if gold.usable else None)
-        return self._fill(row, answer, gold)
+        return _fill(row, answer, gold, self._setup, None)
 
     def _admit(self, sql: Any) -> str:
         return admit(sql, dialect=self._setup.dialect, max_bytes=self._setup.max_sql_bytes)
@@ -237,59 +247,56 @@ class RowExecutor:
             raise found
         return found
 
-    def _gold(self, database: Database, sql: str, row: Row) -> Gold:
+    def _gold(self, database: Database, sql: str, row: Row) -> _Gold:
         """Return a gold result: kept, known to the audit, or run now."""
         key = (database.location, sql)
         gold = self._golds.get(key)
         if gold is not None:
             self._golds.move_to_end(key)
             return gold
-        if self._known is not None:
-            gold = self._known.find(gold_key(database.name, sql), with_rows=self._with_rows)
-        self._golds[key] = gold = gold or self._run_gold(database, sql, row)
+        gold = self._golds[key] = self._find_gold(database, sql, row)
         if len(self._golds) > GOLD_KEPT:
             self._golds.popitem(last=False)
         return gold
 
-    def _run_gold(self, database: Database, sql: str, row: Row) -> Gold:
+    def _find_gold(self, database: Database, sql: str, row: Row) -> _Gold:
         try:
             admitted = self._admit(sql)
         except QueryError as error:
-            return Gold("error", error.error_class, error.message)
+            return _Gold(Gold("error", error.error_class, error.message))
+        if self._known is not None:
+            found = self._known.find(gold_key(database.name, sql), with_rows=self._with_rows)
+            if found is not None:
+                return _Gold(found, admitted)
         message = self._killed(GOLD, row)
         if message is not None:
-            return killed_gold(message)
+            return _Gold(killed_gold(message))
         self._enter(GOLD)
-        return self._evaluator.gold(database.location, admitted)
+        return _Gold(self._evaluator.gold(database.location, admitted), admitted)
 
     def _killed(self, phase: int, row: Row) -> str | None:
         return self.kills.get(statement_key(phase, row, self._setup)) if self.kills else None
 
-    def _answer(self, row: Row, database: Database, sql: str, gold: Gold, gold_sql: str) -> _Done:
+    def _answer(self, row: Row, database: Database, sql: str, gold: _Gold) -> _Done:
         message = self._killed(ANSWER, row)
         if message is not None:
-            return self._failed(row, gold, "killed", message)
+            return self._failed(row, gold.result, "killed", message)
         self._enter(ANSWER)
-        answer = self._evaluator.answer(database.location, sql, gold, gold_sql)
-        return self._fill(row, answer, gold, self._on_variants(row, database, sql, gold_sql) if answer.match else None)
+        answer = self._evaluator.answer(database.location, sql, gold.result, gold.sql)
+        verdicts = self._on_variants(row, database, sql, gold.sql) if answer.match and self._setup.variants else None
+        return _fill(row, answer, gold.result, self._setup, verdicts)
 
-    def _on_variants(self, row: Row, database: Database, sql: str, gold_sql: str) -> list[bool] | None:
+    def _on_variants(self, row: Row, database: Database, sql: str, gold_sql: str) -> list[bool]:
         """Run what matches on the changed copies too; return the verdicts of those that can judge."""
-        if not self._setup.variants:
-            return None
         locations = self._variants.get(database.location)
         if locations is None:
             locations = self._variants[database.location] = self._ask("variants", (database.name, database.location))
-        admitted = self._admit(gold_sql)
         verdicts: list[bool] = []
         for number, location in enumerate(locations):
             if self._killed(VARIANTS + number, row) is not None:
                 continue
             self._enter(VARIANTS + number)
-            verdict = self._evaluator.agrees(location, admitted, sql)
+            verdict = self._evaluator.agrees(location, gold_sql, sql)
             if verdict is not None:
                 verdicts.append(verdict)
         return verdicts
-
-    def _fill(self, row: Row, answer: Answer, gold: Gold, verdicts: list[bool] | None = None) -> _Done:
-        return _fill(row, answer, gold, self._setup, verdicts)

@@ -94,6 +94,7 @@ class SqliteEngine:
 
     dialect: ClassVar[str] = "sqlite"
     suffixes: ClassVar[tuple[str, ...]] = (".sqlite", ".db", ".sqlite3")
+    pinned: ClassVar[bool] = True
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
