@@ -80,23 +80,41 @@ def open_binary(path: Path) -> IO[bytes]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file and their numbers, blank ones apart.
+
+    Raises:
+        InputError: If the file cannot be opened.
+    """
+    with open_binary(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if line != b"\n":
+                yield number, line
+
+
+def parse_row(path: Path | str, number: int, line: bytes) -> Row:
+    """Return the row of one line.
+
+    Raises:
+        InputError: If the line is not a JSON object; it names file and line.
+    """
+    try:
+        row = loads(line)
+    except ValueError as error:
+        raise InputError(f"{path}: line {number}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{path}: line {number}: a JSON object was expected, found {type(row).__name__}")
+    return row
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a file that potstill itself wrote (blank lines apart, every line an object).
 
     Raises:
         InputError: If a line is not a JSON object; it names file and line.
     """
-    with open_binary(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line == b"\n":
-                continue
-            try:
-                row = loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}: line {number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path}: line {number}: a JSON object was expected, found {type(row).__name__}")
-            yield row
+    for number, line in read_lines(path):
+        yield parse_row(path, number, line)
 
 
 class RowWriter:

@@ -171,10 +171,7 @@ def _check_stages(config: Config, where: str) -> None:
         if config["clean"] is not None:
             make_cleaner(config["clean"])
         if config["filter"] is not None:
-            check_stages(
-                config["filter"],
-                [stage for stage in ("clean", "execute", "judge", "score") if config[stage] is not None],
-            )
+            check_stages(config["filter"], {stage: config[stage] for stage in ("execute", "score")})
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
