@@ -36,6 +36,7 @@ def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     """An empty bucket, found by the environment."""
     for name, value in s3.variables(shared_server).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     shared_server.control(fail=0, methods=["GET", "PUT", "DELETE"])
     for name in s3.names(shared_server):
         s3.client(shared_server).delete_object(Bucket=s3.BUCKET, Key=name)

@@ -139,7 +139,8 @@ def _connect() -> Any:
         connect_timeout=10,
         read_timeout=60,
         max_pool_connections=16,
-        retries={"mode": "standard", "max_attempts": 5},
+        # AWS_MAX_ATTEMPTS says how often; three times unless it is set.
+        retries={"mode": "standard"},
         # Other services than Amazon's take a checksum trailer for a part of the object.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
