@@ -14,7 +14,7 @@ from tests.servers.handle import Server, running
 from tests.workflow.runs import Run
 
 STORAGE = ("--default-storage-provider", "s3", "--default-storage-prefix", f"s3://{s3.BUCKET}/runs")
-MERGED = f"s3://{s3.BUCKET}/runs/results/r/m/merged.jsonl"
+MERGED = "results/r/m/merged.jsonl"
 OUTCOMES = ("merged", "rejected", "failed")
 MODEL = {"chat_config": {"model": "fake", "max_tokens": 100}}
 
