@@ -30,6 +30,7 @@ class Faulty:
         self._lock = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+        """Answer one request."""
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
         if path in ("/control", "/stats"):
             start("200 OK", [("Content-Type", "application/json")])

@@ -211,7 +211,7 @@ def test_a_bucket_that_cannot_be_written_is_told_before_anything_is_asked(
     """A key without the right to write is a configuration error at the start."""
     _on_machine(tmp_path / "one", monkeypatch)
     server.control(fail=403, methods=["PUT"])
-    with pytest.raises(ConfigError, match="403 AccessDenied.*read, write and delete"), opened_answers(URL, "m"):
+    with pytest.raises(ConfigError, match=r"403 AccessDenied.*read, write and delete"), opened_answers(URL, "m"):
         pytest.fail("the block must not begin")
 
 
