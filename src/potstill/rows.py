@@ -85,6 +85,18 @@ def open_binary(path: Path) -> IO[bytes]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file and their numbers, blank ones apart.
+
+    Raises:
+        InputError: If the file cannot be opened.
+    """
+    with open_binary(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if line != b"\n":
+                yield number, line
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a file that potstill itself wrote (blank lines apart, every line an object).
 

@@ -47,7 +47,7 @@ PACKAGES = (
     "snakemake",
     "openai",
     "sqlglot",
-    "aiohttp",
+    "httptools",
     "orjson",
     "jinja2",
     "jsonschema",
