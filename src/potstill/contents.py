@@ -71,8 +71,8 @@ class Notes:
 
     def add(self, path: Path, content: Content) -> None:
         """Note a file that stands under its name now."""
-        status = path.stat()
-        self._found[path] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, **content._asdict()}
+        size, inode = _tell(path)
+        self._found[path] = {"size": size, "inode": inode, **content._asdict()}
 
     def publish(self, file: Path) -> None:
         """Write the notes; files are named by their way from there, so that a run may be moved."""
@@ -117,10 +117,15 @@ def find_note(file: Path, path: Path) -> dict[str, Any] | None:
     if note is None:
         return None
     with contextlib.suppress(FileNotFoundError):
-        status = path.stat()
-        if (status.st_size, status.st_mtime_ns) != (note["size"], note["mtime_ns"]):
+        if _tell(path) != (note["size"], note["inode"]):
             return None
     return note
+
+
+def _tell(path: Path) -> tuple[int, int]:
+    """Return what a file is known again by. Not its time: Snakemake touches the outputs of a job that has ended."""
+    status = path.stat()
+    return status.st_size, status.st_ino
 
 
 #: The notes that were read last: those of one job are asked for one file after the other.
