@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from potstill.reports.manifest import REMOVED, verify_manifest
+from potstill.reports.manifest import REMOVED, find_stage_note, verify_manifest
 from tests.workflow.runs import Run
 
 #: Ten rows, of two chunks.
@@ -62,6 +62,9 @@ def check_manifest(run: Run, compress: str) -> None:
     problems = verify_manifest(path, run.results)
     # Sources are named from the working directory, which is not this one.
     assert [problem for problem in problems if "No such file" not in problem] == []
+    # Nothing but the jobs' notes was needed, also after Snakemake had touched the files.
+    files = [run.results / name for entry in stages.values() for name in entry["files"]]
+    assert all(find_stage_note(run.results, file) for file in files)
     stages_gone = [
         stage for stage in stages if not all((run.results / name).is_file() for name in stages[stage]["files"])
     ]
