@@ -16,7 +16,7 @@ import os
 import secrets
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -220,6 +220,20 @@ def _mend_hints(hints: Path, good: int, missing: bytearray) -> None:
 def _hint(place: Place) -> bytes:
     head = _HINT_HEAD.pack(*place)
     return head + zlib.crc32(head).to_bytes(4, "little")
+
+
+def pack_hints(places: Iterable[Place]) -> bytes:
+    """Return what a `.keys` file says of records."""
+    return b"".join(map(_hint, places))
+
+
+def unpack_hints(packed: bytes, end: int = 0) -> Iterator[Place]:
+    """Yield the places that entries stand for, up to the first that is torn or does not begin where the last ended."""
+    for prefix, offset, length, crc in _HINT.iter_unpack(packed[: len(packed) - len(packed) % _HINT.size]):
+        if offset != end or zlib.crc32(_HINT_HEAD.pack(prefix, offset, length)) != crc:
+            return
+        yield Place(prefix, offset, length)
+        end = offset + length
 
 
 def read_hints(path: Path, start: int = 0) -> Iterator[Place]:
