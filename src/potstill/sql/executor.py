@@ -16,9 +16,9 @@ from potstill.errors import InputError
 from potstill.records import ADDED_FIELDS, Row
 from potstill.rows import dumps, loads, parse_row
 from potstill.sql.admission import admit
-from potstill.sql.databases import MAX_REMEMBERED, Database, name_of
 from potstill.sql.evaluate import Answer, Evaluator, Gold
 from potstill.sql.gold import GoldFile, gold_key
+from potstill.sql.lookup import MAX_REMEMBERED, Database, name_of
 from potstill.sql.outcome import ErrorClass, QueryError
 
 #: Gold results, and lines of equal statements, that are kept: the rows of one prompt come one after another.

@@ -108,6 +108,7 @@ class Pool:
             "policy": policy.as_dict(),
             "rows": host.setup if host is not None else None,
             "parent": os.getpid(),
+            "scratch": tempfile.gettempdir(),
         }
         self._count = max(1, workers)
         self._workers: list[_Worker] = []
