@@ -268,7 +268,10 @@ class Plan:
 
     @property
     def generate_options(self) -> str:
-        """Options of the command of `generate_answers` for what is switched on: each costs the DAG of a large run time."""
+        """The options of the command of `generate_answers` for what is switched on.
+
+        Each option costs time in every job of the DAG, so that the others are left out.
+        """
         options = {
             "gold": ("input", self.skips_bad_gold),
             "execute": ("params", self.skips_bad_gold),

@@ -25,6 +25,8 @@ gc.set_threshold(200_000, 20, 100)
 if workflow.modifier.is_main_snakefile():
     # Until `onstart`, of which a module has none.
     gc.disable()
+    # Snakemake imports pandas where it can, to compare params that are tables: 70 MB and a second, and no param is one.
+    sys.modules.setdefault("pandas", None)
 
 try:
     PLAN = plan_run(config, workflow.configfiles, workflow.config_settings.config)
@@ -69,7 +71,7 @@ def get_model_file(wildcards):
 
 
 def get_rows_before(stage):
-    """The rows that a stage reads, as the output of the rule that makes them: the DAG need not search for it."""
+    """The rows that a stage reads, as an output of another rule, for which the DAG need not search."""
     before = PLAN.stage_before(stage)
     output = getattr(rules, f"{before}_answers").output
     return output.answered if before == "generate" else output.rows

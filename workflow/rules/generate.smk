@@ -66,7 +66,7 @@ rule generate_answers:
         " --answers-dir {params.answers_dir:q}"
         " --concurrency {resources.requests_in_flight:q}"
         " --pace {resources.pace:q}"
-        " --log {log:q}" + PLAN.generate_options
+        " --log {log:q}%s" % PLAN.generate_options
 
 
 if PLAN.has_target:

@@ -7,12 +7,13 @@ only ever shown as text; besides, the page forbids (by its content security poli
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from potstill import __version__
 from potstill.reports import charts
@@ -23,6 +24,9 @@ from potstill.reports.library import pack, read_libraries, read_licences
 from potstill.reports.results import find_results
 from potstill.reports.sample import pick_rows
 from potstill.rows import dumps, publish
+
+if TYPE_CHECKING:
+    import jinja2
 
 #: Rows of all models together that a page holds by default.
 PAGE_ROWS = 2000
@@ -372,18 +376,32 @@ def _summary(
 
 
 def _render(context: Mapping[str, Any]) -> str:
-    import jinja2
     from markupsafe import Markup
+
+    return _template().render({**_parts(), **context, "summary_json": Markup(context["summary_json"])})
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """Return the page's template; to compile it takes longer than to fill it in."""
+    import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"exact": _exact, "count": _count, "percent": _percent, "decimal": _decimal}
+    return environment.from_string(_asset("page.html.jinja"))
+
+
+@functools.cache
+def _parts() -> dict[str, Any]:
+    """Return what is the same in all pages."""
+    from markupsafe import Markup
+
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    parts = {
+    return {
         "style": Markup(_asset("page.css")),
         "script": Markup(script),
         "script_hash": f"sha256-{digest}",
-        "summary_json": Markup(context["summary_json"]),
         "zh_json": Markup(_json(json.loads(_asset("zh.json")))),
         "libraries": read_libraries(),
         "licences": read_licences(),
@@ -392,7 +410,6 @@ def _render(context: Mapping[str, Any]) -> str:
         "dash": Markup(" – "),
         "total_cost": Markup("<span data-t>total</span> "),
     }
-    return environment.from_string(_asset("page.html.jinja")).render({**context, **parts})
 
 
 def _asset(name: str) -> str:
