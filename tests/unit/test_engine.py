@@ -404,6 +404,18 @@ def test_retry_after_holds_back_every_request(work: Work, form: str) -> None:
     assert work.server.stats()["early"] == 0
 
 
+def test_a_server_that_says_now_and_means_later(work: Work) -> None:
+    """`Retry-After: 0` to every request does not make us send as fast as we can."""
+    work.server.control(faults={"429": 1.0}, retry_after="0")
+    work.rows(*_names(40))
+    timer = threading.Timer(1.5, lambda: work.server.control(faults={}))
+    timer.start()
+    counts = work.run(concurrency=8)
+    timer.join()
+    assert (counts.answered, counts.failed) == (40, 0)
+    assert work.server.stats()["requests"] < 300
+
+
 def test_random_rate_limits_do_not_collapse_the_window(work: Work) -> None:
     """At 20 % random 429s every row is answered and no attempt is spent on them."""
     work.client = {"max_retries": 0}

@@ -101,13 +101,15 @@ class Endpoint:
         self.out_since, self.streak, self.checked, self._probe_wait = None, Streak(), False, 0.5
 
     def refused(self, now: float, wait: float | None) -> None:
-        """Take a rate limit into account: close the gate as told, or for a growing while if all is refused."""
+        """Take a rate limit into account: close the gate as told, and for a growing while if all is refused."""
         self.window.note(now, refused=True)
         self._refusals += 1
+        most = max(4, self.window.limit // 2)
+        if self._refusals > most:
+            # It refuses everything, whatever it says of the time.
+            wait = max(wait or 0.0, backoff(self._refusals // most, first=1.0, most=60.0))
         if wait is not None:
             self.gate.close(now, wait)
-        elif self._refusals > max(4, self.window.limit // 2):
-            self.gate.close(now, backoff(self._refusals // max(4, self.window.limit // 2), first=1.0, most=60.0))
         if self.out_since is not None:
             # It answers, if only with "later".
             self.set_in()
