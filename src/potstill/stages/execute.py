@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import InputError
-from potstill.rows import loads, parse_row, publish, read_lines
+from potstill.rows import loads, numbered_lines, parse_row, publish
 from potstill.sql.databases import Database, Databases
 from potstill.sql.evaluate import Gold
 from potstill.sql.executor import RowSetup, Verdict, killed_gold, killed_row, statement_key
@@ -80,7 +80,7 @@ def execute_rows(
         parent = _Parent(_make_setup(config, databases, input, gold_audit), databases, store)
         pool = stack.enter_context(config.open_pool(parent.host()))
         out = stack.enter_context(publish(output))
-        for line, verdict in parent.execute(pool, read_lines(input)):
+        for line, verdict in parent.execute(pool, numbered_lines(input)):
             verdicts[verdict] += 1
             out.write_line(line)
         if verdicts and not any(Verdict(*verdict).has_field for verdict in verdicts):
@@ -130,7 +130,7 @@ class _Parent:
 
     def _key(self, task: Task, phase: int) -> bytes:
         line, number = task[1]
-        return statement_key(phase, parse_row(self._setup.source, number, line), self._setup)
+        return statement_key(phase, parse_row(line, f"{self._setup.source}: line {number}"), self._setup)
 
     def execute(self, pool: Pool, lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
         """Yield the new line and the verdict of each row.
