@@ -24,6 +24,7 @@ from potstill.errors import ConfigError
 
 Result = TypeVar("Result")
 HandsOver = Callable[[int, Mapping[str, str]], bool]
+Hears = Callable[[int, Mapping[str, str]], None]
 
 #: Shorter than the 5 s after which uvicorn closes an idle connection, so that we rarely send into a closed one.
 _KEEPALIVE_S = 4.0
@@ -89,13 +90,14 @@ class Response:
 class Connection(asyncio.Protocol):
     """One connection, and the one exchange that is on it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, hears: Hears | None = None) -> None:
         self.transport: asyncio.Transport | None = None
         self.deadline = 0.0
         self.idle_since = 0.0
         self.heard_at = 0.0
         self.sent_at = 0.0
         self._loop = loop
+        self._hears = hears
         self._parser = self._new_parser()
         self._waiter: asyncio.Future[Response] | None = None
         self._woken: asyncio.Future[None] | None = None
@@ -281,6 +283,8 @@ class Connection(asyncio.Protocol):
             self._headers.clear()
             return
         self._status, self._size = status, 0
+        if status != 200 and self._hears is not None:
+            self._hears(status, self._headers)
         if "content-encoding" in self._headers:
             self._unpack = _unpacker(self._headers["content-encoding"])
         if self._hands_over is not None and self._hands_over(status, self._headers):
@@ -353,6 +357,7 @@ class Wire:
         may_send: Asked once more before a request leaves on a connection that had to be made first.
         tls: The certificates to trust; None for the system's.
         proxy: The address of the HTTP proxy to go through.
+        hears: Told status and headers of a refusal the moment they come, before any task can send another request.
     """
 
     def __init__(
@@ -363,10 +368,12 @@ class Wire:
         *,
         tls: ssl.SSLContext | None = None,
         proxy: str | None = None,
+        hears: Hears | None = None,
     ) -> None:
         self._url = url
         self._clocks = clocks
         self._may_send = may_send
+        self._hears = hears
         self._tls = (tls or ssl.create_default_context()) if url.scheme == "https" else None
         self._proxy = None if proxy is None else URL(proxy)
         self._idle: list[Connection] = []
@@ -527,7 +534,9 @@ class Wire:
         name = url.raw_host if tls is not None else None
         try:
             _, connection = await _connecting(
-                self._loop.create_connection(lambda: Connection(self._loop), sock=route, ssl=tls, server_hostname=name)
+                self._loop.create_connection(
+                    lambda: Connection(self._loop, self._hears), sock=route, ssl=tls, server_hostname=name
+                )
             )
         except BaseException:
             route.close()
