@@ -422,7 +422,8 @@ def _endless_stream(request: Request) -> None:
 
 
 def _bomb(request: Request) -> None:
-    packed = gzip.compress(b" " * (1 << 29), 9)
+    packer = zlib.compressobj(9, wbits=zlib.MAX_WBITS | 16)
+    packed = b"".join(packer.compress(b" " * (1 << 20)) for _ in range(512)) + packer.flush()
     request.reply(packed, "Content-Encoding: gzip")
 
 
