@@ -293,7 +293,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, piece: bytes) -> None:
         """Take a piece of the body."""
         if self._unpack is not None:
-            piece = self._unpack.decompress(piece, _MOST_BODY_BYTES)
+            piece = self._unpack.decompress(piece, _MOST_BODY_BYTES - self._size + 1)
         self._size += len(piece)
         if self._size > _MOST_BODY_BYTES:
             raise ValueError(f"the body of the reply has more than {_MOST_BODY_BYTES} bytes")
