@@ -102,6 +102,7 @@ class Campaign:
         self.expect("attempts a row beside rate limits", round(sent / self.rows, 4), most=MOST_ATTEMPTS)
         self.expect(f"sent before Retry-After (word said {GRACE_S:g} s ago)", stats["early"], most=0)
         self.expect("slowest to hear of a 429, s", stats["slowest_reaction_s"], most=GRACE_S)
+        self.expect("the server itself did not run, s", stats["stalled_s"])
         for name, share in MIXED.items():
             self.expect(f"{name} struck", stats["statuses"].get(name, 0), least=0.7 * share * self.rows)
 
