@@ -35,6 +35,8 @@ _MOST_S = 0.5
 _MOST_HEADER_BYTES = 1 << 18
 _MOST_BODY_BYTES = 1 << 28
 _DNS_S = 60.0
+#: After so many seconds without a byte the sockets are looked at once more before anything is sent.
+_STALE_S = 0.005
 _HAPPY_EYEBALLS_S = 0.25
 
 
@@ -87,10 +89,19 @@ class Response:
     stream: Connection | None = None
 
 
+class _Pulse:
+    """When bytes were last read from a server."""
+
+    __slots__ = ("at",)
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+
 class Connection(asyncio.Protocol):
     """One connection, and the one exchange that is on it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, hears: Hears | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, pulse: _Pulse, hears: Hears | None = None) -> None:
         self.transport: asyncio.Transport | None = None
         self.deadline = 0.0
         self.idle_since = 0.0
@@ -98,6 +109,7 @@ class Connection(asyncio.Protocol):
         self.sent_at = 0.0
         self._loop = loop
         self._hears = hears
+        self._pulse = pulse
         self._parser = self._new_parser()
         self._waiter: asyncio.Future[Response] | None = None
         self._woken: asyncio.Future[None] | None = None
@@ -234,7 +246,7 @@ class Connection(asyncio.Protocol):
         if self._waiter is None or self._complete:
             self.abort()  # nobody has asked for this
             return
-        self.heard_at = self._loop.time()
+        self.heard_at = self._pulse.at = self._loop.time()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -374,6 +386,7 @@ class Wire:
         self._clocks = clocks
         self._may_send = may_send
         self._hears = hears
+        self._pulse = _Pulse()
         self._tls = (tls or ssl.create_default_context()) if url.scheme == "https" else None
         self._proxy = None if proxy is None else URL(proxy)
         self._idle: list[Connection] = []
@@ -428,6 +441,8 @@ class Wire:
             connection = await self._connect(seconds)
             passed = self._loop.time() - now
             now, seconds = now + passed, max(0.001, seconds - passed)
+        if now - self._pulse.at > _STALE_S:
+            await _look_at_sockets(connection)
         if not self._may_send():
             self._keep(connection)
             raise HeldBackError
@@ -535,7 +550,7 @@ class Wire:
         try:
             _, connection = await _connecting(
                 self._loop.create_connection(
-                    lambda: Connection(self._loop, self._hears), sock=route, ssl=tls, server_hostname=name
+                    lambda: Connection(self._loop, self._pulse, self._hears), sock=route, ssl=tls, server_hostname=name
                 )
             )
         except BaseException:
@@ -551,6 +566,15 @@ class Wire:
                 )
                 self._addresses_until = self._loop.time() + _DNS_S
             return self._addresses
+
+
+async def _look_at_sockets(connection: Connection) -> None:
+    """Let the loop read before a request leaves: a slow disk or a busy machine may have held us up since it last did."""
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        connection.abort()
+        raise
 
 
 async def _connecting(work: Coroutine[Any, Any, Result]) -> Result:
