@@ -34,6 +34,7 @@ _MOST_S = 0.5
 #: What no server of a teacher sends: more is cut off, before it fills the memory.
 _MOST_HEADER_BYTES = 1 << 18
 _MOST_BODY_BYTES = 1 << 28
+_MOST_REFUSAL_BYTES = 1 << 20
 _DNS_S = 60.0
 #: After so many seconds without a byte the sockets are looked at once more before anything is sent.
 _STALE_S = 0.005
@@ -307,8 +308,9 @@ class Connection(asyncio.Protocol):
         if self._unpack is not None:
             piece = self._unpack.decompress(piece, _MOST_BODY_BYTES - self._size + 1)
         self._size += len(piece)
-        if self._size > _MOST_BODY_BYTES:
-            raise ValueError(f"the body of the reply has more than {_MOST_BODY_BYTES} bytes")
+        most = _MOST_BODY_BYTES if self._status == 200 else _MOST_REFUSAL_BYTES
+        if self._size > most:
+            raise ValueError(f"the body of the reply has more than {most} bytes")
         self._pieces.append(piece)
         self._wake()
 
