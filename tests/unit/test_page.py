@@ -398,6 +398,7 @@ def test_new_sections_speak_chinese_and_fit_a_phone(browser: Page, adaptive: Pat
     )
     assert left == []
     assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
+    browser.run("document.getElementById('language').click()")
     browser.resize(1280)
 
 
