@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check local-llm profiles docs crash-test crash-test-short siflow-chaos siflow-chaos-short chaos chaos-short bench clean
+.PHONY: help demo test check local-llm profiles docs crash-test crash-test-short fault-test fault-test-short siflow-chaos siflow-chaos-short chaos chaos-short bench clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ demo: $(VENV)/.installed  ## set up, and run the demo end to end
 	$(BIN)/snakemake --cores $(CORES)
 
 test: $(VENV)/.installed-dev  ## set up, and run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.installed-dev  ## style, types and Snakemake's linter
 	$(BIN)/ruff check .
@@ -56,6 +56,12 @@ crash-test: $(VENV)/.installed-dev  ## 1000 SIGKILLs of a generate job, and jour
 
 crash-test-short: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.crash --rows 2000 --kills 25 --seeds 1 --mutants
+
+fault-test: $(VENV)/.installed-dev  ## 10,000 rows under mixed faults, rate limits and outages of ten minutes
+	$(BIN)/python -m tests.faults --rows 10000
+
+fault-test-short: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.faults --rows 2000
 
 siflow-chaos: $(VENV)/.installed-dev  ## the SiFlow executor against faults of the platform (hours)
 	$(BIN)/python -m tests.siflow.chaos --full --output build/siflow-scorecard.md

@@ -46,6 +46,12 @@ rule all:
         PLAN.targets(),
 
 
+onstart:
+    # The DAG stands: it is set aside, and garbage is collected from here on.
+    gc.freeze()
+    gc.enable()
+
+
 onsuccess:
     write_log(PLAN)
     print(describe_results(PLAN), file=sys.stderr)

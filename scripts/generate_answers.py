@@ -47,9 +47,11 @@ def main() -> None:
 def find_reasons(scope: contextlib.ExitStack) -> list[Callable[[Row], str | None]]:
     """Return what may keep a row from being asked: another model's row or answer, a bad gold query, and so on."""
     reasons: list[Callable[[Row], str | None]] = []
-    if routes := json.loads(args.routes):
+    if args.routes:
+        routes = json.loads(args.routes)
         reasons.append(functools.partial(Router(routes).reason, alias=args.model.parent.name))
-    if execute := json.loads(args.execute):
+    if args.execute:
+        execute = json.loads(args.execute)
         gold = scope.enter_context(GoldCheck(args.gold[0], settings=execute))
         reasons.append(lambda row: "bad_gold" if gold.skips(row) else None)
     if args.held_out:
@@ -82,7 +84,7 @@ if __name__ == "__main__":
         "answered",
         "failed",
         "not-asked",
-        values=("answers-dir", "concurrency", "pace", "execute", "routes"),
+        values=("answers-dir", "concurrency", "pace", "execute?", "routes?"),
     )
-    with job(args.log):
+    with job(args.log, notes=True):
         main()

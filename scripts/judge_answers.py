@@ -27,5 +27,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     args = parse_arguments("rows", "model", "output", "env-file*", values=("answers-dir", "concurrency"))
-    with job(args.log):
+    with job(args.log, notes=True):
         main()

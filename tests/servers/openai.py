@@ -95,6 +95,34 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+class Gate:
+    """What one key was told to wait for, on this server's own clock."""
+
+    def __init__(self) -> None:
+        self.fresh: collections.deque[tuple[float, float]] = collections.deque()
+        self.until = 0.0
+        self.told_until = 0.0
+        self.slowest = 0.0
+
+    def close(self, now: float, seconds: float) -> None:
+        """Note what a reply says that leaves now."""
+        self.told_until = max(self.told_until, now + seconds)
+        self.fresh.append((now, now + seconds))
+
+    def is_early(self, now: float, grace_s: float) -> bool:
+        """Return whether a request that arrives now should not have been sent.
+
+        What was on its way when the word came is not early: each word counts only `grace_s` after it was said. (To
+        count from the first of several words would blame a request that left when that one's time was over, just
+        before the next word arrived.)
+        """
+        while self.fresh and self.fresh[0][0] + grace_s < now:
+            self.until = max(self.until, self.fresh.popleft()[1])
+        if now < self.told_until - 0.01 and self.until < now:
+            self.slowest = max(self.slowest, now - self.fresh[0][0])
+        return now < self.until - 0.01
+
+
 class Teacher:
     """What the server knows and has seen."""
 
@@ -112,7 +140,7 @@ class Teacher:
         self.cut = 0
         self.requests = 0
         self.other: collections.Counter[str] = collections.Counter()
-        self.closed_until: dict[str, tuple[float, float]] = {}
+        self.gates: dict[str, Gate] = collections.defaultdict(Gate)
         self.bodies: collections.deque[Any] = collections.deque(maxlen=200)
         self.level = float(self.settings["bucket_burst"])
         self.level_at = time.monotonic()
@@ -130,6 +158,7 @@ class Teacher:
             "in_flight": self.in_flight,
             "most_in_flight": self.most_in_flight,
             "early": self.early,
+            "slowest_reaction_s": round(max((gate.slowest for gate in self.gates.values()), default=0.0), 4),
             "cut": self.cut,
             "other": dict(self.other),
         }
@@ -273,7 +302,8 @@ class Connection(asyncio.Protocol):
         """Count a request and return what serves it, or None if it was served at once."""
         teacher, settings = self.teacher, self.teacher.settings
         teacher.requests += 1
-        now = time.monotonic()
+        # When the loop last looked at its sockets: what is read now had come by then, whatever was said since.
+        now = asyncio.get_running_loop().time()
         teacher.arrivals.append(now)
         body = orjson.loads(raw)
         row = row_of(body)
@@ -282,9 +312,7 @@ class Connection(asyncio.Protocol):
         if settings["remember"]:
             teacher.bodies.append(body)
         key = headers.get(b"authorization", b"").decode("latin-1")
-        until, told_at = teacher.closed_until.get(key, (0.0, 0.0))
-        if now < until - 0.01 and now > told_at + settings["grace_s"]:
-            teacher.early += 1
+        teacher.early += teacher.gates[key].is_early(now, settings["grace_s"])
         fault = teacher.draw(row, number)
         if settings["down"]:
             fault = {"refuse": "disconnect", "blackhole": "blackhole"}.get(settings["down"], settings["down"])
@@ -474,9 +502,7 @@ class Connection(asyncio.Protocol):
             seconds, header = date - time.time(), f"Retry-After: {email.utils.formatdate(date, usegmt=True)}\r\n"
         else:
             seconds, header = float(value), f"Retry-After: {value}\r\n"
-        until, told = self.teacher.closed_until.get(key, (0.0, 0.0))
-        if now + seconds > until:
-            self.teacher.closed_until[key] = (now + seconds, now if now >= until else told)
+        self.teacher.gates[key].close(now, seconds)
         return header
 
     async def break_connection(self, fault: str, body: Any, row: str, number: int) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+import ssl
 from typing import Any
 
-import aiohttp
 import pytest
 
 from potstill.generate.faults import ACTIONS, Action, from_error_body, from_exception, from_status, retry_after
 from potstill.generate.limits import Bucket, Window
 from potstill.generate.reply import Reply, inline_reasoning, read_reply
+from potstill.generate.wire import BrokenReplyError, ConnectError, DisconnectedError, ProxyError, Response
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ from potstill.generate.reply import Reply, inline_reasoning, read_reply
         ),
         (402, {}, b"", "quota"),
         (404, {}, b"", "not_found"),
+        (407, {}, b"", "proxy"),
         (405, {}, b"", "not_found"),
         (307, {}, b"", "not_found"),
         (413, {}, b"", "context_too_long"),
@@ -63,22 +65,30 @@ def test_every_class_has_an_action() -> None:
         "timeout",
         "invalid_response",
     }
-    assert {kind for kind, action in ACTIONS.items() if action is Action.STOP} == {"auth", "not_found", "tls", "quota"}
+    assert {kind for kind, action in ACTIONS.items() if action is Action.STOP} == {
+        "auth",
+        "not_found",
+        "tls",
+        "proxy",
+        "quota",
+    }
     assert ACTIONS["rate_limit"] is Action.WAIT and ACTIONS["connect"] is Action.OUTAGE
 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (aiohttp.ServerDisconnectedError(), "transport"),
+        (DisconnectedError("closed"), "transport"),
         (ConnectionResetError(104, "reset"), "transport"),
-        (aiohttp.ClientPayloadError("cut"), "transport"),
+        (BrokenReplyError("cut"), "transport"),
         (TimeoutError("late"), "timeout"),
-        (aiohttp.SocketTimeoutError("late"), "timeout"),
-        (aiohttp.ConnectionTimeoutError("late"), "connect"),
+        (ConnectError("late"), "connect"),
+        (ProxyError(Response(407, {}, b"")), "proxy"),
+        (ProxyError(Response(502, {}, b"")), "server"),
+        (ssl.SSLCertVerificationError("self-signed"), "tls"),
     ],
 )
-def test_an_exception_has_one_class(error: BaseException, kind: str) -> None:
+def test_an_exception_has_one_class(error: OSError, kind: str) -> None:
     """Broken connections, clocks and connections that could not be made are told apart by type."""
     assert from_exception(error).kind == kind
 

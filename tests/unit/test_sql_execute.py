@@ -205,8 +205,8 @@ def test_a_task_is_blamed_for_its_workers_death_only_when_it_happens_twice(
 ) -> None:
     """A worker that somebody kills once changes no verdict; a statement that kills each of its workers is one row's result."""
     with Pool("sqlite", Limits(timeout_s=4), Policy()) as pool:
-        slow = ("answer", (uri(database), ENDLESS, None, ""))
-        quick = ("answer", (uri(database), "SELECT 1", None, ""))
+        slow = ("gold", (uri(database), ENDLESS))
+        quick = ("gold", (uri(database), "SELECT 1"))
         outcomes = pool.collect(pool.submit([quick, slow, quick]))
         killer = threading.Thread(target=kill_workers, args=(pool, kills))
         killer.start()
@@ -214,7 +214,7 @@ def test_a_task_is_blamed_for_its_workers_death_only_when_it_happens_twice(
         killer.join()
     assert [isinstance(outcome, Killed) for outcome in found].count(True) == blamed
     assert isinstance(found[1], Killed) or found[1][0] == "timeout"
-    assert found[2][0] == ""
+    assert found[2][0] == "ok"
 
 
 def kill_workers(pool: Pool, kills: int) -> None:
@@ -237,7 +237,7 @@ def test_workers_die_with_their_parent(database: Path) -> None:
         "from potstill.sql.policy import Policy\n"
         "from potstill.sql.pool import Pool\n"
         "pool = Pool('sqlite', Limits(timeout_s=600, max_vm_steps=10**15), Policy())\n"
-        "pool.submit([('answer', (sys.argv[1], sys.argv[2], None, ''))])\n"
+        "pool.submit([('gold', (sys.argv[1], sys.argv[2]))])\n"
         "print(pool._workers[0]._process.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )

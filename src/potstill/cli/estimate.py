@@ -32,5 +32,7 @@ def run(args: argparse.Namespace) -> int:
     rows = list(itertools.islice(prepared_rows(config), min(args.n, total)))
     for entry in config["models"]:
         model = load_model(Path(entry["config"]))
-        print(estimate(model, rows, total, look_up(config["answers_dir"], model.name), settings["samples"]).text())
+        batch = settings["mode"] == "batch"
+        store = look_up(config["answers_dir"], model.name)
+        print(estimate(model, rows, total, store, settings["samples"], batch=batch).text())
     return 0

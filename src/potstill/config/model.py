@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ TRANSPORT_PARAMETERS = frozenset(
 LIMIT_NAMES = ("max_completion_tokens", "max_tokens")
 
 _OPENAI_HOST = "api.openai.com"
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Prices:
     output: float
     cached_input: float | None = None
     reasoning: float | None = None
+    batch_discount: float = 0.0
     currency: str = "USD"
     as_of: str | None = None
 
@@ -144,6 +147,7 @@ def load_model(path: Path, *, env: Mapping[str, str] = os.environ) -> Model:
     client = document["client_config"]
     # The body holds what the user wrote, not the schema's defaults.
     parameters, headers, query = _split_chat(given["chat_config"], client)
+    _check_headers(headers, path)
     limit_name, max_tokens = _take_limit(parameters, path)
     timeout = float(client["timeout"] or 600)
     retries = int(client["max_retries"])
@@ -215,6 +219,16 @@ def _split_chat(chat: dict[str, Any], client: dict[str, Any]) -> tuple[dict[str,
             headers[header] = client[name]
     query = {**client["default_query"], **client["query"], **(chat.get("extra_query") or {})}
     return body, headers, {name: str(value) for name, value in query.items()}
+
+
+def _check_headers(headers: dict[str, str], path: Path) -> None:
+    """Refuse what would break the request, or put a header of somebody else's into it."""
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or any(ord(letter) < 32 or ord(letter) == 127 for letter in value):
+            raise ConfigError(
+                f"{path}: client_config.headers: {name!r} is no header; allowed are names of letters, digits and -, "
+                "and values of one line"
+            )
 
 
 def _take_limit(parameters: dict[str, Any], path: Path) -> tuple[str, int | None]:

@@ -60,6 +60,7 @@ def complete_config(config: Mapping[str, Any], where: str) -> Config:
         completed = complete({**config, "clean": default}, "config", where)
     if completed["execute"] is None:
         completed["score"] = None
+    _complete_chunks(completed, where)
     _check_models(completed, where)
     _check_cascade(completed, where)
     _check_gates(completed, where)
@@ -90,6 +91,14 @@ def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str |
             yield from _walk(item, (*path, number))
     else:
         yield path, value
+
+
+def _complete_chunks(config: Config, where: str) -> None:
+    chunks = config["chunks"]
+    if "count" in chunks and "rows" in chunks:
+        raise ConfigError(f"{where}: chunks: found both count and rows; give one of them")
+    if "rows" not in chunks:
+        chunks.setdefault("count", 4)
 
 
 def _check_models(config: Config, where: str) -> None:
@@ -179,10 +188,7 @@ def _check_stages(config: Config, where: str) -> None:
         if config["clean"] is not None:
             make_cleaner(config["clean"])
         if config["filter"] is not None:
-            check_stages(
-                config["filter"],
-                [stage for stage in ("clean", "execute", "judge", "score") if config[stage] is not None],
-            )
+            check_stages(config["filter"], {stage: config[stage] for stage in ("execute", "score")})
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 

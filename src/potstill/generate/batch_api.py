@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -14,10 +15,12 @@ from yarl import URL
 
 from potstill.config.model import Model
 from potstill.errors import ConfigError, PotstillError, TryAgainError
-from potstill.generate.client import headers_of, proxy_of_environment, ssl_context
-from potstill.generate.faults import Action, Fault, from_exception, from_status
+from potstill.generate.client import headers_of, ssl_context
+from potstill.generate.faults import Action, Fault, from_status
+from potstill.generate.gateway import proxy_for
 from potstill.generate.limits import backoff
 from potstill.rows import disk_errors, dumps, loads
+from potstill.secrets import redact
 
 #: What every line of a batch is sent to, in the provider's own terms.
 ENDPOINT = "/v1/chat/completions"
@@ -43,14 +46,14 @@ class BatchApi:
         self.base = base
         self._model = model
         self._patience = patience_s
-        self._proxy = model.proxy or proxy_of_environment(URL(base))
+        self._proxy = proxy_for(model, URL(base))
         self._key: str | None = None
 
     async def __aenter__(self) -> Self:
         self._key = self._model.key.read()
         clocks = self._model.timeouts
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=clocks.connect, sock_read=clocks.attempt)
-        connector = aiohttp.TCPConnector(ssl=ssl_context(self._model), force_close=True)
+        connector = aiohttp.TCPConnector(ssl=ssl_context(self._model) or True, force_close=True)
         self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
         return self
 
@@ -157,7 +160,7 @@ class BatchApi:
         except PotstillError:
             raise
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            return from_exception(error)
+            return _fault_of(error)
 
     async def _patiently(self, exchange: Callable[[], Awaitable[Any]], what: str) -> Any:
         """Repeat an exchange that may be repeated until it succeeds."""
@@ -195,7 +198,8 @@ class BatchApi:
             return
         advice = {
             "auth": f"put a valid key into {self._model.key.describe()}",
-            "tls": f"name its CA as client_config.ca_file in {self._model.file}",
+            "tls": f"look at client_config in {self._model.file}",
+            "proxy": "check address and login of the proxy (client_config.proxy, HTTPS_PROXY), or put the server into NO_PROXY",
             "context_too_long": "set a smaller generate.batch_max_bytes",
         }.get(
             fault.kind,
@@ -209,6 +213,20 @@ class BatchApi:
     def _reload_key(self) -> bool:
         old, self._key = self._key, self._model.key.read()
         return old != self._key
+
+
+def _fault_of(error: Exception) -> Fault:
+    """Return the fault of an exception of aiohttp's; its text is that of `str`: `repr` shows the headers of some."""
+    text = redact(f"{type(error).__name__}: {error}".rstrip(": "))
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return Fault("tls", f"its certificate is not trusted ({text}); name its CA as client_config.ca_file")
+    if isinstance(error, aiohttp.ClientConnectorSSLError) and not isinstance(error.os_error, ssl.SSLEOFError):
+        return Fault("tls", f"no TLS connection can be made ({text}); a server without TLS has an address with http://")
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return Fault("server" if error.status >= 500 else "proxy", redact(f"the proxy said HTTP {error.status}"))
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return Fault("connect", text)
+    return Fault("timeout" if isinstance(error, TimeoutError) else "transport", text)
 
 
 async def _save(response: aiohttp.ClientResponse, path: Path) -> dict[str, Any]:

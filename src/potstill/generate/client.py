@@ -1,100 +1,68 @@
-"""One server on the wire: send a body, get a checked reply or a fault. No retries, no waiting, no limits here.
+"""One server of a model: send a body, get a checked reply or a fault. No retries, no waiting, no limits here.
 
-Beneath the openai package on purpose: its conveniences cost 0.7 ms of CPU a request where this costs 0.1
-(docs/decisions.md has the measurement).
+Beneath the openai package on purpose: its conveniences cost 0.7 ms of CPU a request where this costs less than a
+tenth (docs/decisions.md has the measurement).
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import ssl
-import urllib.request
 from collections.abc import Callable
-from typing import Any
 
-import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
 from potstill.config.model import Address, Model
 from potstill.errors import ConfigError
-from potstill.generate.deadlines import Deadlines
 from potstill.generate.faults import Fault, from_exception, from_status
+from potstill.generate.gateway import proxy_for
 from potstill.generate.reply import Reply, read_reply
-from potstill.generate.stream import read_stream
-
-#: aiohttp warns of bodies beyond a megabyte that are handed over as bytes.
-_BIG_BODY = 1 << 20
-#: Shorter than the 5 s after which uvicorn closes an idle connection, so that we rarely send into a closed one.
-_KEEPALIVE_S = 4.0
-
-
-class HeldBackError(Exception):
-    """Raised when the gate closed while a request waited for its connection: nothing was sent."""
-
-
-class _GatedConnector(aiohttp.TCPConnector):
-    """Connections that are handed out only while sending is allowed.
-
-    A request may wait seconds for its connection; "not before" may have come in the meantime.
-    """
-
-    def __init__(self, may_send: Callable[[], bool], **options: Any) -> None:
-        super().__init__(**options)
-        self._may_send = may_send
-
-    async def connect(self, *args: Any, **options: Any) -> Any:
-        """Return a connection, or raise if nothing may be sent any more."""
-        connection = await super().connect(*args, **options)
-        if not self._may_send():
-            connection.release()
-            raise HeldBackError
-        return connection
+from potstill.generate.stream import looks_like_events, read_events, read_stream
+from potstill.generate.wire import Clocks, HeldBackError, Response, Wire
 
 
 class Client:
-    """The connections to one server of a model.
+    """One server of a model.
 
     Args:
         model: How the server is asked.
         address: Where it listens.
         may_send: Asked once more just before a request leaves.
+
+    Raises:
+        ConfigError: If the file of its certificates or its proxy cannot be used.
     """
 
     def __init__(self, model: Model, address: Address, may_send: Callable[[], bool]) -> None:
         self._model = model
         self._url = URL(address.chat_url).update_query(model.query)
         self._models_url = URL(address.models_url).update_query(model.query)
-        self._proxy = model.proxy or proxy_of_environment(self._url)
-        self._may_send = may_send
-        self._deadlines = Deadlines()
-        self._session: aiohttp.ClientSession | None = None
-        self._fresh_session: aiohttp.ClientSession | None = None
-        self._headers: CIMultiDict[str] = CIMultiDict()
-        self._key: str | None = None
+        self.proxy = proxy_for(model, self._url)
+        clocks = model.timeouts
+        self._wire = Wire(
+            self._url,
+            Clocks(clocks.connect, clocks.first_byte, clocks.idle),
+            may_send,
+            tls=ssl_context(model),
+            proxy=self.proxy,
+        )
+        self._head = self._models_head = b""
 
     async def open(self) -> None:
-        """Make the sessions; the connections come as they are needed."""
-        self._session = self._make_session(keepalive_timeout=_KEEPALIVE_S)
-        self._fresh_session = self._make_session(force_close=True)
-
-    def _make_session(self, **options: Any) -> aiohttp.ClientSession:
-        connector = _GatedConnector(self._may_send, limit=0, ttl_dns_cache=60, ssl=ssl_context(self._model), **options)
-        clocks = self._model.timeouts
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=clocks.connect, sock_read=clocks.first_byte)
-        return aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+        """Get ready; the connections come as they are needed."""
+        self._wire.open()
 
     async def close(self) -> None:
         """Close all connections."""
-        self._deadlines.close()
-        for session in (self._session, self._fresh_session):
-            if session is not None:
-                await session.close()
+        self._wire.close()
+        await asyncio.sleep(0)  # the loop closes their sockets at its next turn
 
     def use_key(self, key: str | None) -> None:
         """Send this key from now on."""
-        self._headers, self._key = headers_of(self._model, key), key
+        headers = headers_of(self._model, key)
+        self._head = self._wire.head("POST", self._url, headers)
+        self._models_head = self._wire.head("GET", self._models_url, headers)
 
     async def ask(self, body: bytes, seconds: float, wanted: int = 1, *, fresh: bool = False) -> Reply | Fault:
         """Send one request and return its reply or what went wrong.
@@ -109,60 +77,38 @@ class Client:
             HeldBackError: If sending was forbidden before the request left.
         """
         try:
-            return await self._deadlines.within(seconds, self._exchange(body, wanted, fresh))
-        except (aiohttp.ClientError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            return from_exception(error)
-        except ValueError as error:
-            # aiohttp's parser raises plain ValueErrors for some broken headers.
-            return from_exception(error)
-
-    async def _exchange(self, body: bytes, wanted: int, fresh: bool) -> Reply | Fault:
-        session = self._fresh_session if fresh else self._session
-        assert session is not None
-        data: Any = body if len(body) < _BIG_BODY else io.BytesIO(body)
-        response = await session.post(
-            self._url, data=data, headers=self._headers, allow_redirects=False, proxy=self._proxy
-        )
-        try:
+            response = await self._wire.send(self._head, body, seconds, fresh=fresh)
             if response.status != 200:
-                return await self._read_refusal(response)
-            if "event-stream" in response.headers.get("Content-Type", ""):
-                return await read_stream(response.content, self._model.timeouts.idle, wanted)
-            return read_reply(await self._read(response), wanted)
-        finally:
-            response.close() if not response.content.is_eof() else response.release()
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """Return a body, with a clock on each piece of it if it did not come at once with its headers."""
-        content = response.content
-        if content.is_eof():
-            return await response.read()
-        pieces = []
-        while not content.at_eof():
-            async with asyncio.timeout(self._model.timeouts.idle):
-                pieces.append(await content.readany())
-        return b"".join(pieces)
-
-    async def _read_refusal(self, response: aiohttp.ClientResponse) -> Fault:
-        try:
-            body = await self._read(response)
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            body = b""  # the status says enough
-        fault = from_status(response.status, response.headers, body)
-        if 300 <= response.status < 400:
-            fault.message += f" (redirected to {response.headers.get('Location', '?')})"
-        return fault
+                return _refusal(response)
+            if response.stream is None:
+                return _read_whole(response.body, wanted)
+            try:
+                return await read_stream(response.stream, self._model.timeouts.idle, wanted)
+            finally:
+                self._wire.end(response)
+        except OSError as error:
+            return from_exception(error)
 
     async def is_alive(self) -> bool:
         """Return whether the server answers GET /models with 200: the sign of life that costs nothing."""
-        assert self._session is not None
         try:
-            async with asyncio.timeout(self._model.timeouts.connect):
-                async with self._session.get(self._models_url, headers=self._headers, proxy=self._proxy) as response:
-                    await response.read()
-                    return response.status == 200
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, HeldBackError):
+            response = await self._wire.send(self._models_head, b"", self._model.timeouts.connect)
+        except (OSError, HeldBackError):
             return False
+        self._wire.end(response)
+        return response.status == 200
+
+
+def _read_whole(body: bytes, wanted: int) -> Reply | Fault:
+    outcome = read_reply(body, wanted)
+    return read_events(body, wanted) if isinstance(outcome, Fault) and looks_like_events(body) else outcome
+
+
+def _refusal(response: Response) -> Fault:
+    fault = from_status(response.status, response.headers, response.body)
+    if 300 <= response.status < 400:
+        fault.message += f" (redirected to {response.headers.get('location', '?')})"
+    return fault
 
 
 def headers_of(model: Model, key: str | None) -> CIMultiDict[str]:
@@ -170,6 +116,8 @@ def headers_of(model: Model, key: str | None) -> CIMultiDict[str]:
     headers = CIMultiDict(model.headers)
     headers.update({name: source.read() or "" for name, source in model.secret_headers.items()})
     headers["Content-Type"] = "application/json"
+    headers.setdefault("Accept", "application/json")
+    headers.setdefault("Accept-Encoding", "gzip, deflate")
     headers.setdefault("User-Agent", "potstill")
     name = model.key_header
     if key is not None:
@@ -177,22 +125,14 @@ def headers_of(model: Model, key: str | None) -> CIMultiDict[str]:
     return headers
 
 
-def proxy_of_environment(url: URL) -> str | None:
-    """Return the proxy that the environment names for an address; asked once, not for each request."""
-    host = url.host or ""
-    if urllib.request.proxy_bypass(host):
-        return None
-    return urllib.request.getproxies().get(url.scheme)
-
-
-def ssl_context(model: Model) -> ssl.SSLContext | bool:
+def ssl_context(model: Model) -> ssl.SSLContext | None:
     """Return the certificates to trust: the system's, and those of the model file.
 
     Raises:
         ConfigError: If its file cannot be used.
     """
     if model.ca_file is None:
-        return True
+        return None
     context = ssl.create_default_context()
     try:
         context.load_verify_locations(model.ca_file)

@@ -29,13 +29,13 @@ class Streak:
         count: How many.
         connects: How many of them were connections that could not be made.
         away: The jobs for which a gateway said that there is no server behind it.
-        jobs: The jobs that were charged with an attempt: an outage gives it back.
+        jobs: The attempts and the seconds in flight that jobs were charged with: an outage gives them back.
     """
 
     count: int = 0
     connects: int = 0
     away: set[Job] = field(default_factory=set)
-    jobs: dict[Job, int] = field(default_factory=dict)
+    jobs: dict[Job, tuple[int, float]] = field(default_factory=dict)
 
 
 class Endpoint:
@@ -112,9 +112,9 @@ class Endpoint:
             # It answers, if only with "later".
             self.set_in()
 
-    def failed(self, job: Job, sent_at: float, fault: Fault, *, charged: bool) -> None:
+    def failed(self, job: Job, now: float, elapsed: float, fault: Fault, *, charged: bool) -> None:
         """Take a failure into account, unless the server has answered others since the request was sent."""
-        if sent_at < self.last_success:
+        if now - elapsed < self.last_success:
             return
         self.streak.count += 1
         connect = fault.action is Action.OUTAGE
@@ -122,7 +122,8 @@ class Endpoint:
         if fault.is_away:
             self.streak.away.add(job)
         if charged or not connect:
-            self.streak.jobs[job] = self.streak.jobs.get(job, 0) + charged
+            attempts, seconds = self.streak.jobs.get(job, (0, 0.0))
+            self.streak.jobs[job] = (attempts + charged, seconds + (elapsed if charged else 0.0))
 
     @property
     def looks_out(self) -> bool:
@@ -131,9 +132,10 @@ class Endpoint:
         return streak.connects >= _CONNECT_FAILURES or len(streak.away) >= SUSPICIOUS or len(streak.jobs) >= _MOST_ROWS
 
     def set_out(self, now: float) -> None:
-        """Stop sending, and give back the attempts that the failures in a row have cost."""
-        for job, attempts in self.streak.jobs.items():
+        """Stop sending, and give back the attempts and the time that the failures in a row have cost."""
+        for job, (attempts, seconds) in self.streak.jobs.items():
             job.attempts -= attempts
+            job.in_flight_s -= seconds
         self.streak.jobs.clear()
         self.streak.away.clear()
         self.out_since = now

@@ -17,13 +17,13 @@
 | `bad_row` | the row cannot be made a request | the row fails, nothing is sent |
 | `auth` | 401, 403 | the key is read again; unchanged: the job stops, exit 78 |
 | `not_found` | 404, 405, a redirect | the job stops, exit 78; after a first answer: as `server` |
-| `tls` | the certificate is not trusted | the job stops, exit 78 |
+| `tls` | the certificate is not trusted, or the server speaks no TLS | the job stops, exit 78 |
+| `proxy` | 407, or the proxy forbids the tunnel | the job stops, exit 78 |
 | `quota` | 402, 429 with code `insufficient_quota` | the job stops, exit 75 |
 """
 
 from __future__ import annotations
 
-import asyncio
 import email.utils
 import ssl
 import time
@@ -32,8 +32,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import aiohttp
-
+from potstill.generate.wire import ConnectError, DisconnectedError, ProxyError
 from potstill.rows import loads
 from potstill.secrets import redact
 
@@ -75,6 +74,7 @@ ACTIONS: dict[str, Action] = {
     "auth": Action.STOP,
     "not_found": Action.STOP,
     "tls": Action.STOP,
+    "proxy": Action.STOP,
     "quota": Action.STOP,
 }
 
@@ -134,6 +134,8 @@ def _kind_of_status(status: int, codes: set[str], error: dict[str, Any], wait: f
         return "context_too_long"
     if status in {401, 403}:
         return "auth"
+    if status == 407:
+        return "proxy"
     if status in {404, 405} or 300 <= status < 400:
         return "not_found"
     if status == 408:
@@ -194,27 +196,22 @@ def raw_text(body: bytes) -> str:
     return redact(body[: 4 * RAW_LIMIT].decode("utf-8", "replace"))[:RAW_LIMIT]
 
 
-def from_exception(error: BaseException) -> Fault:
-    """Return the fault of an exception that sending raised.
-
-    The text is that of `str`, never of `repr`: the latter shows the headers of some of aiohttp's errors.
-    """
+def from_exception(error: OSError) -> Fault:
+    """Return the fault of an exception that `wire` raised."""
     text = redact(f"{type(error).__name__}: {error}".rstrip(": "))
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
-        return Fault("tls", text)
-    if isinstance(error, aiohttp.ServerTimeoutError | TimeoutError | asyncio.TimeoutError):
-        # aiohttp says so when the connection itself was not made in time.
-        kind = "connect" if isinstance(error, aiohttp.ConnectionTimeoutError) else "timeout"
-        return Fault(kind, text)
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        fault = from_status(error.status, error.headers or {}, b"")
-        fault.message = redact(f"the proxy said HTTP {error.status}")
-        return fault
-    if isinstance(error, aiohttp.ClientConnectorError):
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Fault("tls", f"its certificate is not trusted ({text}); name its CA as client_config.ca_file")
+    if isinstance(error, ssl.SSLError):
+        return Fault("tls", f"no TLS connection can be made ({text}); a server without TLS has an address with http://")
+    if isinstance(error, ProxyError):
+        # Its word about a tunnel; a 5xx says that there is no server behind it.
+        status = error.response.status
+        return Fault("server" if status >= 500 else "proxy", text, status)
+    if isinstance(error, ConnectError):
         return Fault("connect", text)
-    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | ConnectionError):
-        return Fault("transport", text, unsent=True)
-    return Fault("transport", text)
+    if isinstance(error, TimeoutError):
+        return Fault("timeout", text)
+    return Fault("transport", text, unsent=isinstance(error, DisconnectedError))
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:

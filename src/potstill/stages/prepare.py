@@ -99,7 +99,7 @@ def prepare_rows(
     maker = RowMaker(input_settings, settings, prompt, routes)
     outputs.summary.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".spool-", dir=outputs.summary.parent) as folder:
-        spool = Path(folder) / "rows.jsonl.zst"
+        spool = Path(folder) / "rows.zst"
         finder = DuplicateFinder(Path(folder))
         near = make_near_finder(Path(folder), settings["near_duplicates"])
         with publish(outputs.rejected) as rejected, publish(spool) as spooled:
