@@ -346,6 +346,8 @@ class Plan:
                 targets.append(f"{self.folder}/{model}/export/summary.json")
         if self.cascade:
             targets.append(f"{self.folder}/cascade/merged.jsonl")
+            if self.config["export"] is not None:
+                targets.append(f"{self.folder}/cascade/export/summary.json")
         if self.students:
             targets.append(f"{self.folder}/score_agreement.json")
         return targets
