@@ -52,6 +52,7 @@ _OPERATOR = re.compile(r"[=<>*('\",`]|\.\w|\bJOIN\b")
 _LABEL_OR_BOLD = re.compile(r"\w:\s|\*\*[\w ]|[\w ]\*\*|`\s+\w+\s+\w+\s")
 _DOTS = re.compile(r"(?:\.\.\.|…)(?!>)")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_NEXT_SENTENCE = re.compile(r"(?<=[\w)'\"`\]])[.!?]\s+(?=[^\W\d_a-z]|[¿¡])")
 #: Arrows, signs and pictures that close a sentence.
 _SYMBOLS = re.compile(r"[\s\u2190-\u2bff\ufe0f\U0001f000-\U0001faff]+\Z")
 _STRONG_OPERATOR = re.compile(r"[=<>*(]|\.\w")
@@ -66,7 +67,7 @@ SAME_LENGTH = str.maketrans(
     }
 )
 
-_ENDS_AS_CODE = re.compile(r"(?:[:：`\"'“‘「『(（>=→*|#。．.!！?？，,;；…】」)-]|[\u3040-\u9fff])\s*\Z")
+_ENDS_AS_CODE = re.compile(r"(?:[:：`\"'“‘「『(（>=→*|#。．.!！?？，,;；…】」)-]|%\}|[\u3040-\u9fff])\s*\Z")
 _WORDS_OF_BOTH = words(
     "WITH FOR AND OR AS IN IS NOT ON THEN WHEN LIKE END USING FROM ALL LEFT RIGHT BETWEEN",
 )
@@ -107,6 +108,11 @@ _STOP_WORDS = frozenset(
         "is in by would should where explanation output result query if",
     )
 )
+_WORDS_ONLY = re.compile(r"\s*+(?:[^\W\d_]++['’]?[,:]?\s+){3}")
+_SQL_WORD = re.compile(
+    r"\b(?:SELECT|FROM|WHERE|HAVING|UNION|JOIN|DESC|ASC|GROUP|ORDER|LIMIT|BY|AND|OR|OFFSET|INTERSECT|EXCEPT)\b|[=<>*()]",
+    re.IGNORECASE,
+)
 _PROSE_TOKENS = re.compile(
     r"\b(?:this|that|which|the|returns?|will|query|it|to|of|because|since|result|above|here|each|gets?|finds?|should|"
     r"would|so|we|you|your|gives?|please|if|need)\b",
@@ -131,6 +137,11 @@ _PROMPT = re.compile(
     r"^[ \t]*(?:sqlite>|mysql>|MariaDB \[[^\]]*\]>|[\w-]+=[>#]|duckdb>|D|SQL>|\d+>|>>>|>)[ \t]+(?=\S)", re.MULTILINE
 )
 _PROMPT_GO_ON = re.compile(r"^[ \t]*(?:\.\.\.>|->|[\w-]+[-('][>#]|\d+>|·|‣|\.\.\.)[ \t]?", re.MULTILINE)
+#: A listing: each line with its number, and a bar, a colon or blanks behind it.
+_LINE_NUMBER = re.compile(r"^[ \t]*\d{1,3}(?:[ \t]*[|:│][ \t]?|[ \t]|$)", re.MULTILINE)
+_NUMBERED = re.compile(
+    r"1(?:[ \t]*[|:│][ \t]?|[ \t])[^\n]*(?:\n[ \t]*\d{1,3}(?:[ \t]*[|:│]|[ \t]|$)[^\n]*)+", re.MULTILINE
+)
 
 
 class Found(NamedTuple):
@@ -344,7 +355,7 @@ def _markup(text: str, start: int, limit: int) -> int:
     """Return where a closing HTML tag, or the next cell of a table, ends a statement before its own end."""
     ends = [
         match.start()
-        for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]|\[\^|【/").finditer(text, start, limit), 5)
+        for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]|\[\^|【[/\d]|\{%").finditer(text, start, limit), 5)
     ]
     if _line_before(text, start).lstrip().startswith("|"):
         ends += [match.start() for match in islice(re.compile(r"(?<!\|)\|(?!\|)").finditer(text, start, limit), 20)]
@@ -440,7 +451,7 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
     region = _META_TAIL.sub("", region)
     if not terminated and not region.isascii():
         region = _without_tail(_SYMBOLS.sub("", region).rstrip("…"), dialect)
-    if not terminated and region.endswith("."):
+    if not terminated and region.endswith(".") and not region.endswith(".."):
         region = region[:-1]
     whole = _End(start + len(region), goes_on, False, False)
     if not region.isascii():
@@ -502,6 +513,8 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
         head = region[:line].rstrip(BLANKS)
         if check_syntax(head, dialect).kind == "yes" and _complete(head):
             return len(head)
+    if (sentence := _before_sentence(region, dialect)) is not None:
+        return sentence
     best = None
     for _ in range(30):
         if position < 0:
@@ -517,6 +530,17 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
         return None
     best = _trim_words(region[:best], dialect)
     return best if _is_prose(region[best:], upper="FROM" in region[:best]) else None
+
+
+def _before_sentence(region: str, dialect: str) -> int | None:
+    """Return the length of what stands before a full stop that a sentence follows: `WHERE a = 1. Esta consulta …`."""
+    for match in islice(_NEXT_SENTENCE.finditer(region), 10):
+        head = region[: match.start()]
+        if _STRONG_OPERATOR.search(region[match.end() : match.end() + 100]) or unfinished(head) == "literal":
+            continue
+        if check_syntax(head, dialect).kind == "yes" and _complete(head):
+            return len(head)
+    return None
 
 
 def _before_remark(region: str, token: str, dialect: str) -> int | None:
@@ -542,6 +566,8 @@ def _is_prose(rest: str, *, upper: bool) -> bool:
         return True
     if "\n" in rest[: len(rest) - len(rest.lstrip())]:
         return not _CONTINUES.match(rest) or (upper and rest.lstrip()[:1].islower())
+    if _WORDS_ONLY.match(rest) and not _SQL_WORD.search(rest[:300]):
+        return True  # a sentence in any language
     words = len(_PROSE_TOKENS.findall(rest[:300]))
     return words >= 2 or (words == 1 and not _OPERATOR.search(rest[:100]))
 
@@ -610,7 +636,9 @@ def reads_as_query(sql: str) -> bool:
 
 
 def strip_prompts(text: str) -> str:
-    """Remove the prompts of a database shell, and Markdown's quote marks, from the beginnings of lines."""
+    """Remove the prompts of a database shell, Markdown's quote marks and line numbers from the beginnings of lines."""
+    if text[:1].isdigit() and _NUMBERED.fullmatch(text):
+        return _LINE_NUMBER.sub("", text)
     if ">" not in text and "#" not in text and "\nD " not in text and not text.startswith("D "):
         return text
     stripped = _PROMPT.sub("", text)
@@ -622,4 +650,9 @@ def is_truncated(sql: str, dialect: str) -> bool:
     left_open = unfinished(sql, dialect=dialect)
     if left_open == "literal" and _MISQUOTED.search(sql[-400:]):
         return False
-    return bool(left_open) or _DANGLING.search(sql[-20:]) is not None
+    return bool(left_open) or (_DANGLING.search(sql[-20:]) is not None and not _ends_in_comment(sql))
+
+
+def _ends_in_comment(sql: str) -> bool:
+    last = sql[sql.rfind("\n") + 1 :]
+    return "--" in last and unfinished(sql + "(") == ""

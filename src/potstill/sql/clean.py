@@ -14,7 +14,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from potstill.sql import bare, choice, embedded, repairs
-from potstill.sql.fences import JSON_LABELS, NEUTRAL_LABELS, PROGRAM_LABELS, SQL_LABELS, Block, find_blocks
+from potstill.sql.fences import DIFF_LABELS, JSON_LABELS, NEUTRAL_LABELS, PROGRAM_LABELS, SQL_LABELS, Block, find_blocks
 from potstill.sql.reasoning import strip_reasoning
 from potstill.sql.scan import (
     BLANKS,
@@ -76,7 +76,8 @@ def clean_sql(text: str, *, dialect: str = "sqlite") -> Cleaned:
     body = _without_next_turn(repairs.without_styles(body))
     hit = _find(repairs.real_newlines(body), dialect, 0)
     if hit and repairs.has_breaks(hit.sql):
-        hit = _find(repairs.without_breaks(body), dialect, 0)
+        body = repairs.without_breaks(body)
+        hit = _find(body, dialect, 0)
     if "&" in body and repairs.has_entities(hit.sql if hit else body):
         hit = _find(repairs.real_newlines(html.unescape(body)), dialect, 0)
         notes.append("html_unescaped")
@@ -273,6 +274,8 @@ def _in_block(block: Block, dialect: str, depth: int) -> _Hit | None:
         return None
     if block.label in PROGRAM_LABELS:
         return _in_program(block.content, dialect, depth)
+    if block.label in DIFF_LABELS:
+        return _fenced(_find(repairs.after_diff(block.content), dialect, depth + 1))
     if block.label in JSON_LABELS or block.content[0] in "{[":
         return _fenced(_in_prose_json(block.content, dialect, depth))
     hit = pick_statement(block.content, dialect)
@@ -407,7 +410,7 @@ def _prose_inside(sql: str, dialect: str) -> bool:
 
 
 #: Benchmarks' files of predictions: the statement, a tab, the name of the database.
-_PREDICTION = re.compile(r"([^\t\n]+)\t\w+\Z")
+_PREDICTION = re.compile(r"([^\t\n]+)\t(?:-+ ?bird ?-+\t)?\w+\Z")
 
 
 def _in_bare(body: str, dialect: str, depth: int) -> _Hit | None:

@@ -30,6 +30,7 @@ PROGRAM_LABELS = frozenset(
     )
 )
 JSON_LABELS = frozenset(["json", "jsonc", "json5", "jsonl"])
+DIFF_LABELS = frozenset(["diff", "patch"])
 
 _BACKTICKS = re.compile(r"```+(?P<tilde>)?")
 _FENCE = re.compile(r"`{3,}|^[ \t>*+-]*(?P<tilde>~{3,})", re.MULTILINE)
