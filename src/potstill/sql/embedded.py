@@ -55,12 +55,13 @@ _STRING_START = re.compile(
     r"(?P<quote>\"\"\"|'''|#\"|`|\"|')(?=[\s(\\n]*(?:--[^\n]*\n\s*)?(?:SELECT|WITH|VALUES)\b)", re.IGNORECASE
 )
 #: How a program goes on with the same string: `"…" + "…"`, `"…" "…"`, `sql += "…"`, `sb.append("…")`.
-_GOES_ON = r"(?:\s*[+.&]\s*|\s*\\\s*|\)?\s*;?\s*\w{{1,40}}\s*[+.]=\s*|\)\s*;?\s*(?:\w{{1,40}}\s*)?\.append\(\s*|\s+)[rf]?{quote}"
+_GOES_ON = r"(?:\s*[+.&]\s*(?:_\s+)?|\s*\\\s*|\)?\s*;?\s*\w{{1,40}}\s*[+.]=\s*|\)\s*;?\s*(?:\w{{1,40}}\s*)?\.append\(\s*|\s+)[rf]?{quote}"
 _MAX_CODE_CHARS = 60_000
 _MAX_PIECES = 200
 _RUST = re.escape('#"')
 #: Strings that a program puts together: the grammar's constants are only parts then.
-_PIECES = re.compile(r"[\"']\s*\+\s*[rf]?[\"']|\+=\s*[rf]?[\"']")
+_LISTED = re.compile(r"join\(\s*[\[(]|\]\s*\.join\(|\bpaste\(")
+_PIECES = re.compile(rf"[\"']\s*\+\s*[rf]?[\"']|\+=\s*[rf]?[\"']|{_LISTED.pattern}")
 
 
 def in_tags(text: str, read: Reader, *, at_most: int) -> str | None:
@@ -244,20 +245,21 @@ def _is_query(value: Any) -> bool:
 def _quoted_strings(text: str) -> list[str]:
     found = []
     position = 0
+    listed = _LISTED.search(text) is not None
     for _ in range(30):
         match = _STRING_START.search(text, position)
         if match is None:
             break
-        pieces, position = _joined(text, match.end(), re.escape(match.group("quote")))
+        pieces, position = _joined(text, match.end(), re.escape(match.group("quote")), listed=listed)
         if pieces:
-            found.append(unescape("".join(pieces)))
+            found.append(unescape((" " if listed else "").join(pieces)))
     return found[::-1]
 
 
-def _joined(text: str, position: int, quote: str) -> tuple[list[str], int]:
+def _joined(text: str, position: int, quote: str, *, listed: bool) -> tuple[list[str], int]:
     """Return the pieces of a string that a program puts together, and where the last of them ends."""
     closing = re.compile(r"\"#" if quote == _RUST else rf"(?<!\\){quote}(?!\w)")
-    goes_on = re.compile(_GOES_ON.format(quote=quote))
+    goes_on = re.compile(rf"\s*,\s*[rf]?{quote}" if listed else _GOES_ON.format(quote=quote))
     pieces: list[str] = []
     while len(pieces) < _MAX_PIECES and (end := closing.search(text, position)):
         pieces.append(text[position : end.start()])

@@ -16,14 +16,14 @@ _PROTECTED = re.compile(
     re.DOTALL,
 )
 #: Its semicolon may be missing: it was taken for the statement's end.
-_ENTITY = re.compile(r"&(?:lt|gt|quot|apos|#39|#x27|#34|amp|nbsp)(?:;|\Z)")
+_ENTITY = re.compile(r"&(?:lt|gt|quot|apos|amp|nbsp|#\d{2,3}|#x[0-9A-Fa-f]{2})(?:;|\Z)")
 _BREAK = re.compile(r"<br ?/?>\n?")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _BOLD_KEYWORD = re.compile(r"\*\*(?:SELECT|WITH)\*\*", re.IGNORECASE)
 _STYLE_NAMES = r"(?:span|b|strong|em|i|u|font|mark)(?:\s[^<>]{0,200})?>"
 _TAGGED_KEYWORD = re.compile(rf"<{_STYLE_NAMES}\s*(?:SELECT|WITH)\s*</", re.IGNORECASE)
 _STYLE_TAG = re.compile(rf"</?{_STYLE_NAMES}", re.IGNORECASE)
-_MARKDOWN_ESCAPE = re.compile(r"\\([_*<>\[\]()#.`~-])")
+_MARKDOWN_ESCAPE = re.compile(r"\\([_*<>\[\]()#.`~|-])")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "\\": "\\", "/": "/", "`": "`"}
 
 _BLANK_TABLE = str.maketrans(
