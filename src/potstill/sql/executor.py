@@ -24,6 +24,8 @@ from potstill.sql.outcome import ErrorClass, QueryError
 #: Gold results, and lines of equal statements, that are kept: the rows of one prompt come one after another.
 GOLD_KEPT = 512
 ANSWERS_KEPT = 512
+#: A longer statement is run again where it stands again: what is kept must not grow with what is written.
+MAX_KEPT_CHARS = 50_000
 
 #: What a worker is at; from `VARIANTS` on, the copies of the row's database.
 GOLD, ANSWER, VARIANTS = 1, 2, 3
@@ -238,7 +240,8 @@ class RowExecutor:
         done = self._answers.get(key)
         if done is None:
             done = self._answer(row, database, sql, gold, gold_sql or "")
-            self._answers.put(key, done)
+            if len(sql) <= MAX_KEPT_CHARS:
+                self._answers.put(key, done)
         return done
 
     def _failed(self, row: Row, gold: Gold, error_class: ErrorClass, message: str) -> _Done:
