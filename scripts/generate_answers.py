@@ -24,8 +24,9 @@ def main() -> None:
         load_env_file(path)
     pace = {key: float(value) for key, _, value in (item.partition("=") for item in args.pace.split(","))}
     with contextlib.ExitStack() as scope:
-        model = scope.enter_context(started(load_model(args.model)))
+        model = load_model(args.model)
         answers_dir = scope.enter_context(opened_answers(args.answers_dir, model.name))
+        model = scope.enter_context(started(model))
         generate_chunk(
             args.rows,
             args.answered,

@@ -12,7 +12,8 @@ def main() -> None:
     """Judge, with what the command line says."""
     for path in args.env_file:
         load_env_file(path)
-    with started(load_model(args.model)) as judge, opened_answers(args.answers_dir, judge.name) as answers_dir:
+    model = load_model(args.model)
+    with opened_answers(args.answers_dir, model.name) as answers_dir, started(model) as judge:
         judge_rows(
             args.rows,
             args.output,

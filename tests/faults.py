@@ -51,13 +51,20 @@ class Campaign:
         folder: For the jobs' files.
         rows: Rows of each part.
         seed: Which rows meet which faults.
+        patience: What bounds of time are multiplied by, on a machine that other work shares.
         broken: The bounds that do not hold.
     """
 
     folder: Path
     rows: int
     seed: int
+    patience: float = 1.0
     broken: list[str] = field(default_factory=list)
+
+    @property
+    def grace_s(self) -> float:
+        """Seconds for which requests may be on their way after a 429 has left."""
+        return GRACE_S * self.patience
 
     def expect(self, what: str, found: float, *, most: float | None = None, least: float | None = None) -> None:
         """Print one number, and note it if it is out of bounds."""
@@ -87,7 +94,12 @@ class Campaign:
         """All faults at once."""
         print(f"mixed faults, {self.rows} rows, 256 in flight")
         with running(
-            faults=MIXED, seed=self.seed, retry_after="0.5", latency_s=0.05, sigma=0.5, grace_s=GRACE_S
+            faults=MIXED,
+            seed=self.seed,
+            retry_after=f"{5 * self.grace_s:g}",
+            latency_s=0.05,
+            sigma=0.5,
+            grace_s=self.grace_s,
         ) as server:
             work = self.work(server, "mixed", self.rows, timeout=3.0)
             started = time.monotonic()
@@ -100,8 +112,9 @@ class Campaign:
         self.expect("of them by a rate limit", failed["rate_limit"], most=0)
         sent = stats["requests"] - stats["statuses"].get("429", 0)
         self.expect("attempts a row beside rate limits", round(sent / self.rows, 4), most=MOST_ATTEMPTS)
-        self.expect(f"sent before Retry-After (word said {GRACE_S:g} s ago)", stats["early"], most=0)
-        self.expect("slowest to hear of a 429, s", stats["slowest_reaction_s"], most=GRACE_S)
+        self.expect(f"sent before Retry-After (word said {self.grace_s:g} s ago)", stats["early"], most=0)
+        self.expect("slowest to hear of a 429, s", stats["slowest_reaction_s"], most=self.grace_s)
+        self.expect("the server itself did not run, s", stats["stalled_s"])
         for name, share in MIXED.items():
             self.expect(f"{name} struck", stats["statuses"].get(name, 0), least=0.7 * share * self.rows)
 
@@ -111,9 +124,9 @@ class Campaign:
         for wait in ("0.1", "1"):
             print(f"20 % random 429, Retry-After {wait} s, {rows} rows, 256 in flight")
             knobs = {"faults": {"429": 0.2}, "seed": self.seed, "retry_after": wait, "latency_s": 0.1, "sigma": 0.5}
-            with running(**knobs, grace_s=GRACE_S) as server:
+            with running(**knobs, grace_s=self.grace_s) as server:
                 bare = rows / asyncio.run(gate_alone(server.url, rows, 256))
-            with running(**knobs, grace_s=GRACE_S) as server:
+            with running(**knobs, grace_s=self.grace_s) as server:
                 work = self.work(server, f"limits-{wait}", rows)
                 started = time.monotonic()
                 counts = work.run(concurrency=256)
@@ -139,7 +152,7 @@ class Campaign:
                 self.expect("rows answered", counts.answered, least=1500)
                 # What was in flight when it went away, one look in 5 s, and each row's own attempts before that.
                 self.expect("requests while it was away", clock.sent, most=10 * 60 / 5 * 2 + 16 * 4)
-                self.expect("seconds until it was in use again", round(clock.back_s, 1), most=30)
+                self.expect("seconds until it was in use again", round(clock.back_s, 1), most=30 * self.patience)
 
 
 class Outage(threading.Thread):

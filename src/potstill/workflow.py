@@ -47,6 +47,18 @@ _LOOKING = re.compile(
 )
 
 
+#: A brace that opens no object of a JSON text.
+_BRACE_IN_TEXT = re.compile(r'\{(?=[^"}])')
+
+
+def to_parameter(value: Any) -> str:
+    """Return a value as JSON that can stand among a rule's params.
+
+    A brace inside a text (`dbname={db_id}`) is escaped: Snakemake would take it for a wildcard.
+    """
+    return _BRACE_IN_TEXT.sub(r"\\u007b", json.dumps(value, ensure_ascii=False))
+
+
 @dataclass(frozen=True)
 class Plan:
     """A run, known before its DAG is built.
@@ -117,7 +129,7 @@ class Plan:
         """What decides which rows are kept, as JSON: with a change, rows that were kept before do not count any more."""
         stages = {stage: self.config[stage] for stage in (*list(STAGE_FOLDERS)[1:], "filter", "rounds", "cascade")}
         generate = self.without(self.config["generate"], *self.pace_keys)
-        return json.dumps({"generate": generate, **stages, "routes": self.routes}, ensure_ascii=False)
+        return to_parameter({"generate": generate, **stages, "routes": self.routes})
 
     @property
     def priority(self) -> int:
@@ -312,7 +324,7 @@ class Plan:
         settings = self.without(self.config[stage], *without)
         if stage in ("score", "filter"):
             settings["dialect"] = self.dialect
-        return json.dumps(settings, ensure_ascii=False)
+        return to_parameter(settings)
 
     @property
     def dialect(self) -> str:
@@ -334,6 +346,8 @@ class Plan:
                 targets.append(f"{self.folder}/{model}/export/summary.json")
         if self.cascade:
             targets.append(f"{self.folder}/cascade/merged.jsonl")
+            if self.config["export"] is not None:
+                targets.append(f"{self.folder}/cascade/export/summary.json")
         if self.students:
             targets.append(f"{self.folder}/score_agreement.json")
         return targets

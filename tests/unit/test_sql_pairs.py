@@ -66,6 +66,25 @@ def test_pair(name: str, pair: dict[str, Any], verdicts: dict[str, dict[str, Any
         assert row[flag] is value, flag
 
 
+LONG = {
+    "IN of 30,000": f"SELECT count(*) FROM staff WHERE id IN ({','.join(map(str, range(1, 30_000)))})",
+    "OR of 400": f"SELECT count(*) FROM staff WHERE {' OR '.join(f'id = {i}' for i in range(1, 401))}",
+    "sum of 500": f"SELECT 6 + {' + '.join(['0'] * 500)}",
+    "CASE of 300": f"SELECT CASE id {' '.join(f'WHEN {i} THEN {i + 3}' for i in range(300))} END FROM staff WHERE id = 3",
+    "UNION of 300": f"SELECT count(*) - 294 FROM ({' UNION ALL '.join(['SELECT 1'] * 300)})",
+    "comment of 200,000": f"SELECT 6 /* {'x' * 200_000} */",
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_statement_is_no_bad_one(name: str, company: Path, tmp_path: Path) -> None:
+    """What plain SQLite runs for its length alone is run here too."""
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(dumps({"sql": LONG[name], "gold_sql": "SELECT count(*) FROM staff"}))
+    execute_rows(source, tmp_path / "out.jsonl", settings={**SETTINGS, "database": str(company)})
+    assert next(iter(read_rows(tmp_path / "out.jsonl")))["gold_match"] is True
+
+
 def test_hostile_statements_change_nothing(company: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After every hostile statement the database has its bytes, its folder its files, the working directory none."""
     here = tmp_path / "here"

@@ -236,7 +236,7 @@ def test_keep_alive_comments_are_no_content(tmp_path: Path) -> None:
     client = {"idle_timeout_s": 0.6, "timeout": 30, "max_retries": 0}
     work = run(tmp_path, talk, "hung", "slow", client=client)
     over.set()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20
     assert [row["generation"] for row in work.read("answered")] == ["SELECT 1"]
     assert [row["error_class"] for row in work.read("failed")] == ["timeout"]
 

@@ -12,6 +12,7 @@ filesystem; a journal of another machine is read and never appended to.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 import struct
@@ -25,6 +26,8 @@ from potstill.answers.key import PREFIX_BYTES
 from potstill.errors import StoreError
 from potstill.generate.wire_json import loads
 from potstill.rows import disk_errors, dumps, fsync_folder
+
+logger = logging.getLogger("potstill.answers")
 
 #: A journal beyond this size is left as it is, and another one begun.
 FULL_BYTES = 1 << 28
@@ -288,7 +291,7 @@ def scan(path: Path, start: int = 0) -> Iterator[Place]:
             if is_intact(line):
                 prefix = bytes.fromhex(line[_key_at(line)].decode())[:PREFIX_BYTES]
                 yield Place(prefix, offset, len(line))
-            elif line[-1:] == b"\n" and not _is_lost_tail(line, stream):
+            elif line[-1:] == b"\n" and not _is_lost_tail(line, stream) and not _is_hole(line, path):
                 decode(line, f"{path}: byte {offset}")
             else:
                 return
@@ -303,6 +306,18 @@ def _key_at(line: bytes) -> slice:
 def _is_lost_tail(line: bytes, stream: Any) -> bool:
     """Return whether a bad line is the end of a file whose last blocks a power cut took (they read as NUL)."""
     return b"\0" in line and not any(is_intact(rest) for rest in stream)
+
+
+def _is_hole(line: bytes, path: Path) -> bool:
+    """Return whether blocks that read as NUL may still come, or were never synced: in a journal of another boot.
+
+    A network filesystem shows what another machine writes page by page, in no order; and a power cut may keep a later
+    page and lose an earlier one. What stands behind a hole is asked again, or found once the hole is filled.
+    """
+    if b"\0" not in line or path.name.startswith(boot_id()):
+        return False
+    logger.warning("%s: a part of this journal is not there (yet); what stands behind it is passed over", path)
+    return True
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from potstill.answers.bucket import Bucket, Stored
 from potstill.answers.index import NewEntries, open_index, write_index
 from potstill.answers.journal import Place
 from potstill.errors import ConfigError, PotstillError, StoreError, TryAgainError
-from potstill.rows import disk_errors, dumps, loads, publish, publish_json
+from potstill.rows import disk_errors, dumps, loads, publish_json
 
 logger = logging.getLogger("potstill.answers")
 
@@ -410,8 +410,13 @@ def fetch(path: Path) -> None:
     data = bucket.get(f"{folder.name}/journals/{part.name}.jsonl")
     if data is None:
         data = _fetch_from_larger(bucket, folder.name, part)
-    with publish(path) as out:
-        out.write_line(data)
+    # Not by `publish`: these are no rows that a job makes, and its notes on files must not tell of them.
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{threading.get_native_id()}.tmp")
+    with disk_errors(path), temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+        temporary.replace(path)
 
 
 def _fetch_from_larger(bucket: Bucket, folder: str, part: Part) -> bytes:

@@ -104,6 +104,10 @@ class AnswerStore:
         path = self.folder / "journals" / found.journal
         with disk_errors(path):
             line = os.pread(self._descriptor(path), found.length, found.offset)
+            if len(line) < found.length:
+                # A network filesystem remembers an old size for an open file; opening it anew asks the server.
+                os.close(self._files.pop(path.name))
+                line = os.pread(self._descriptor(path), found.length, found.offset)
         return journals.decode(line, f"{path}: byte {found.offset}")
 
     def _descriptor(self, path: Path) -> int:

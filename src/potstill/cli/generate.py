@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     place = args.answers_dir or str(args.output_path / "answers")
     if args.mode == "batch" and is_remote(place):
         raise ConfigError(f"--mode batch keeps the state of its batches in a folder; found --answers-dir {place}")
-    with started(model) as teacher, opened_answers(place, model.name) as answers_dir:
+    with opened_answers(place, model.name) as answers_dir, started(model) as teacher:
         counts = generate_chunk(
             args.input_path,
             answered,

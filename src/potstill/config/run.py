@@ -63,6 +63,7 @@ def complete_config(config: Mapping[str, Any], where: str) -> Config:
     _complete_chunks(completed, where)
     _check_models(completed, where)
     _check_cascade(completed, where)
+    _check_gates(completed, where)
     if completed["generate"]["target_kept"] is not None and completed["filter"] is None:
         raise ConfigError(f"{where}: generate.target_kept: without a filter nothing is known as kept; set `filter`")
     _complete_rounds(completed, where)
@@ -130,6 +131,12 @@ def _check_cascade(config: Config, where: str) -> None:
         raise ConfigError(f"{where}: cascade: found one model, give two or more, the cheapest first")
     if config["filter"] is None:
         raise ConfigError(f"{where}: cascade: without a filter every answer would solve its row; set `filter`")
+
+
+def _check_gates(config: Config, where: str) -> None:
+    allowed = [model["alias"] for model in config["models"]] + ["cascade"] * bool(config["cascade"])
+    if unknown := [name for name in config["gates"]["of"] or [] if name not in allowed]:
+        raise ConfigError(f"{where}: gates.of: {unknown[0]}: no such model; allowed are {', '.join(allowed)}")
 
 
 def _complete_rounds(config: Config, where: str) -> None:

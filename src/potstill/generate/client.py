@@ -19,7 +19,7 @@ from potstill.generate.faults import Fault, from_exception, from_status
 from potstill.generate.gateway import proxy_for
 from potstill.generate.reply import Reply, read_reply
 from potstill.generate.stream import looks_like_events, read_events, read_stream
-from potstill.generate.wire import Clocks, HeldBackError, Response, Wire
+from potstill.generate.wire import Clocks, Hears, HeldBackError, Response, Wire
 
 
 class Client:
@@ -29,12 +29,15 @@ class Client:
         model: How the server is asked.
         address: Where it listens.
         may_send: Asked once more just before a request leaves.
+        hears: Told status and headers of a refusal the moment they come.
 
     Raises:
         ConfigError: If the file of its certificates or its proxy cannot be used.
     """
 
-    def __init__(self, model: Model, address: Address, may_send: Callable[[], bool]) -> None:
+    def __init__(
+        self, model: Model, address: Address, may_send: Callable[[], bool], hears: Hears | None = None
+    ) -> None:
         self._model = model
         self._url = URL(address.chat_url).update_query(model.query)
         self._models_url = URL(address.models_url).update_query(model.query)
@@ -46,6 +49,7 @@ class Client:
             may_send,
             tls=ssl_context(model),
             proxy=self.proxy,
+            hears=hears,
         )
         self._head = self._models_head = b""
 

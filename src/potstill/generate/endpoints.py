@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from potstill.config.model import Address, Model
 from potstill.generate.client import Client
-from potstill.generate.faults import Action, Fault
+from potstill.generate.faults import Action, Fault, retry_after
 from potstill.generate.limits import Gate, Window, backoff
 from potstill.generate.requests import Job
 
@@ -60,7 +60,7 @@ class Endpoint:
         self._probe_wait = 0.5
         self._refusals = 0
         self._clock: Callable[[], float] = float
-        self.client = Client(model, address, self._may_leave)
+        self.client = Client(model, address, self._may_leave, self._hear)
 
     def start(self, clock: Callable[[], float]) -> None:
         """Use a clock: that of the running loop."""
@@ -69,6 +69,12 @@ class Endpoint:
 
     def _may_leave(self) -> bool:
         return self._clock() >= self.gate.until
+
+    def _hear(self, status: int, headers: Mapping[str, str]) -> None:
+        """Close the gate while the refusal is still being read: what has come with it may set off new requests."""
+        wait = retry_after(headers) if status in {429, 503, 529} else None
+        if wait is not None:
+            self.gate.close(self._clock(), wait)
 
     def opens_at(self, now: float) -> float | None:
         """Return when the next request may go: now or earlier, a later time, or None if one must come back first."""
@@ -101,13 +107,15 @@ class Endpoint:
         self.out_since, self.streak, self.checked, self._probe_wait = None, Streak(), False, 0.5
 
     def refused(self, now: float, wait: float | None) -> None:
-        """Take a rate limit into account: close the gate as told, or for a growing while if all is refused."""
+        """Take a rate limit into account: close the gate as told, and for a growing while if all is refused."""
         self.window.note(now, refused=True)
         self._refusals += 1
+        most = max(4, self.window.limit // 2)
+        if self._refusals > most:
+            # It refuses everything, whatever it says of the time.
+            wait = max(wait or 0.0, backoff(self._refusals // most, first=1.0, most=60.0))
         if wait is not None:
             self.gate.close(now, wait)
-        elif self._refusals > max(4, self.window.limit // 2):
-            self.gate.close(now, backoff(self._refusals // max(4, self.window.limit // 2), first=1.0, most=60.0))
         if self.out_since is not None:
             # It answers, if only with "later".
             self.set_in()

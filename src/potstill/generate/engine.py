@@ -245,7 +245,8 @@ class Engine:
 
     def _wake(self) -> None:
         self._timer = None
-        self._pump()
+        # First what has come in: timers run before the sockets are read, and one of these may say "not yet".
+        self._loop.call_soon(self._loop.call_soon, self._pump)
 
     def _next_job(self, now: float) -> Job | None:
         """Return what to ask next: what was put back, what has waited long enough, or a new row."""

@@ -19,7 +19,7 @@ from potstill import __version__
 from potstill.reports import charts
 from potstill.reports.excerpt import make_excerpt
 from potstill.reports.files import ModelFiles, read_json
-from potstill.reports.gates import evaluate_gates
+from potstill.reports.gates import evaluate_run
 from potstill.reports.library import pack, read_libraries, read_licences
 from potstill.reports.results import find_results
 from potstill.reports.sample import pick_rows
@@ -40,6 +40,9 @@ _SECTIONS = {
     "quality": "Quality",
     "time": "Time",
     "cost": "Cost",
+    "rounds": "Rounds",
+    "cascade": "Cascade",
+    "agreement": "Students",
     "errors": "Errors",
     "comparison": "Comparison",
     "rows": "Rows",
@@ -50,9 +53,9 @@ PARTS = ("cards", *_SECTIONS)
 PANELS = {
     "overview": ("cards", "gates", "funnel"),
     "thresholds": ("threshold",),
-    "quality": ("quality",),
+    "quality": ("quality", "agreement"),
     "time": ("time",),
-    "cost": ("cost",),
+    "cost": ("cost", "rounds", "cascade"),
     "errors": ("errors",),
 }
 _ENDS = (("kept", "Kept"), ("rejected", "Rejected"), ("failed", "Failed"), ("not_asked", "Not asked"))
@@ -83,6 +86,13 @@ class ModelReports(NamedTuple):
         )
 
 
+class _Together(NamedTuple):
+    """What models say only together."""
+
+    cascade: dict[str, Any] | None
+    agreement: dict[str, Any] | None
+
+
 def write_page(
     output: Path,
     *,
@@ -91,6 +101,8 @@ def write_page(
     page_rows: int = PAGE_ROWS,
     comparison: Mapping[str, Any] | None = None,
     panels: Path | None = None,
+    cascade: Path | None = None,
+    agreement: Path | None = None,
 ) -> None:
     """Write the page of a run.
 
@@ -101,10 +113,15 @@ def write_page(
         page_rows: How many rows of all models together the page holds; of more, a fixed sample.
         comparison: What `compare_runs` found against an earlier run.
         panels: A folder for `PANELS`, the page's sections as pages of their own, for `snakemake --report`.
+        cascade: The summary.json of the run's cascade, where there is one.
+        agreement: The score_agreement.json of the run's students, where there are any.
     """
     models = [ModelReports.read(folder) for folder in model_folders]
     rows = _sample(models, config, page_rows)
-    context = _context(models, config, comparison)
+    together = _Together(
+        read_json(cascade) if cascade is not None else None, read_json(agreement) if agreement is not None else None
+    )
+    context = _context(models, config, comparison, together)
     _publish(output, {**context, "shown": len(rows), "rows_packed": pack(_json(rows).encode())}, PARTS)
     if panels is not None:
         for name, parts in PANELS.items():
@@ -139,16 +156,20 @@ def _json(value: Any) -> str:
 
 
 def _context(
-    models: Sequence[ModelReports], config: Mapping[str, Any], comparison: Mapping[str, Any] | None
+    models: Sequence[ModelReports],
+    config: Mapping[str, Any],
+    comparison: Mapping[str, Any] | None,
+    together: _Together,
 ) -> dict[str, Any]:
     import yaml
 
     groups = [_group(models, key, title) for key, title in _GROUPS.items()]
     groups = [group for group in groups if group["lines"]]
-    gates = [
-        gate
-        for model in models
-        for gate in evaluate_gates(config.get("gates") or {}, model.alias, model.quality, model.cost)
+    reports = {model.alias: (model.quality, model.cost) for model in models}
+    gates = evaluate_run(config.get("gates") or {}, reports, together.cascade)
+    rounds = [{"model": model.alias, **entry} for model in models for entry in model.cost.get("rounds", ())]
+    students = [
+        {"student": name, **entry} for name, entry in (together.agreement or {"students": {}})["students"].items()
     ]
     return {
         "run": str(config.get("run", "")),
@@ -165,15 +186,24 @@ def _context(
         "stages": _stages(models),
         "priced": any(model.cost["cost_total"] is not None for model in models),
         "comparison": comparison,
-        "sections": _sections(bool(gates), comparison is not None),
+        "rounds": rounds,
+        "cascade": together.cascade,
+        "students": students,
+        "sections": _sections(
+            gates=bool(gates),
+            comparison=comparison is not None,
+            rounds=bool(rounds),
+            cascade=together.cascade is not None,
+            agreement=bool(students),
+        ),
         "version": __version__,
         "config": yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
         "summary_json": _json(_summary(models, groups, config)),
     }
 
 
-def _sections(gates: bool, comparison: bool) -> list[tuple[str, str]]:
-    shown = {"gates": gates, "comparison": comparison}
+def _sections(**shown: bool) -> list[tuple[str, str]]:
+    """Return the sections of a page; one that is not named is always there."""
     return [(key, name) for key, name in _SECTIONS.items() if shown.get(key, True)]
 
 

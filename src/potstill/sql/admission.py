@@ -40,12 +40,13 @@ def admit(sql: Any, *, dialect: str, max_bytes: int) -> str:
         trimmed = sql.rstrip(" \t\r\n;")
         if not _TERMINATOR.search(trimmed):
             return trimmed
-    word = first_keyword(sql)
+    sole = strip_statement(sql, dialect=dialect)
+    word = first_keyword(sole)
     if word not in QUERY_WORDS:
-        raise QueryError("not_a_query", _why_not(sql, word))
+        raise QueryError("not_a_query", _why_not(sole, word))
     if count_statements(sql, dialect=dialect) > 1:
         raise QueryError("multiple_statements", "more than one statement")
-    return strip_statement(sql, dialect=dialect)
+    return sole
 
 
 def _check_encodable(sql: str) -> None:
@@ -55,7 +56,7 @@ def _check_encodable(sql: str) -> None:
         raise QueryError("syntax", "the statement holds half of a surrogate pair, which is no text") from error
 
 
-def _why_not(sql: str, word: str) -> str:
+def _why_not(sole: str, word: str) -> str:
     if not word:
-        return "no statement" if not strip_statement(sql) else "the text does not begin with a keyword"
+        return "no statement" if not sole else "the text does not begin with a keyword"
     return f"{word[:40]} is not {', '.join(QUERY_WORDS[:-1])} or {QUERY_WORDS[-1]}"

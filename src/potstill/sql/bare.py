@@ -50,8 +50,12 @@ _EXPRESSION = re.compile(r"[\d*('\"=+]")
 _OPERATOR = re.compile(r"[=<>*('\",`]|\.\w|\bJOIN\b")
 
 _LABEL_OR_BOLD = re.compile(r"\w:\s|\*\*[\w ]|[\w ]\*\*|`\s+\w+\s+\w+\s")
-_DOTS = re.compile(r"(?:\.\.\.|…)(?!>)")
+_PLACEHOLDER = re.compile(r"(?:\.\.\.|…)(?!>)|\b(?:SELECT|FROM|JOIN)\s+<[A-Za-z_][\w ]*>", re.IGNORECASE)
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_NEXT_SENTENCE = re.compile(
+    r"(?<=[\w)'\"`\]])(?:[.!?]\s+(?=[^\W\d_a-z]|[¿¡])|\s+(?:->|=>|—|–)\s+(?=[A-Za-z])"
+    r"|,\s+(?=(?:you|we|they|this|which|that|it|I|so|since|because|then)\s+[A-Za-z]))"
+)
 #: Arrows, signs and pictures that close a sentence.
 _SYMBOLS = re.compile(r"[\s\u2190-\u2bff\ufe0f\U0001f000-\U0001faff]+\Z")
 _STRONG_OPERATOR = re.compile(r"[=<>*(]|\.\w")
@@ -66,14 +70,14 @@ SAME_LENGTH = str.maketrans(
     }
 )
 
-_ENDS_AS_CODE = re.compile(r"(?:[:：`\"'“‘「『(（>=→*|#。．.!！?？，,;；…】」)-]|[\u3040-\u9fff])\s*\Z")
+_ENDS_AS_CODE = re.compile(r"(?:[:：`\"'“‘「『(（>=→*|#。．.!！?？，,;；…】」)-]|%\}|[\u3040-\u9fff])\s*\Z")
 _WORDS_OF_BOTH = words(
     "WITH FOR AND OR AS IN IS NOT ON THEN WHEN LIKE END USING FROM ALL LEFT RIGHT BETWEEN",
 )
 #: How a statement goes on behind a line break. Words of English count in one case only: `With this, …` is prose.
 _BOTH_CASES = "|".join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BOTH)])
 _CONTINUES = re.compile(
-    r"\s*(?:(?:WHERE|GROUP|ORDER|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|"
+    r"\s*(?:(?:WHERE|(?:GROUP|ORDER)(?=\s+BY)|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|"
     rf"ELSE|CASE|WINDOW|VALUES|FETCH)\b|(?-i:{_BOTH_CASES})\b"
     r"|[),;]|\((?=\s*(?:SELECT|WITH|VALUES|[('\d]))|--|/\*)",
     re.IGNORECASE,
@@ -107,6 +111,11 @@ _STOP_WORDS = frozenset(
         "is in by would should where explanation output result query if",
     )
 )
+_WORDS_ONLY = re.compile(r"[\s,.:;!?(–—-]*+(?:[^\W\d_]++['’]?[,:.]?(?:\s+|\)|\Z)){3}")
+_SQL_WORD = re.compile(
+    r"\b(?:SELECT|FROM|WHERE|HAVING|UNION|JOIN|DESC|ASC|GROUP|ORDER|LIMIT|BY|AND|OR|OFFSET|INTERSECT|EXCEPT)\b|[=<>*()]",
+    re.IGNORECASE,
+)
 _PROSE_TOKENS = re.compile(
     r"\b(?:this|that|which|the|returns?|will|query|it|to|of|because|since|result|above|here|each|gets?|finds?|should|"
     r"would|so|we|you|your|gives?|please|if|need)\b",
@@ -130,7 +139,12 @@ _META_TAIL = re.compile(r"\s*\\[gG]\s*\Z")
 _PROMPT = re.compile(
     r"^[ \t]*(?:sqlite>|mysql>|MariaDB \[[^\]]*\]>|[\w-]+=[>#]|duckdb>|D|SQL>|\d+>|>>>|>)[ \t]+(?=\S)", re.MULTILINE
 )
-_PROMPT_GO_ON = re.compile(r"^[ \t]*(?:\.\.\.>|->|[\w-]+[-('][>#]|\d+>|·|‣|\.\.\.)[ \t]?", re.MULTILINE)
+_PROMPT_GO_ON = re.compile(r"^[ \t]*(?:\.\.\.>|->|[\w-]+[-('][>#]|\d+>|\d{1,3} (?= )|·|‣|\.\.\.)[ \t]?", re.MULTILINE)
+#: A listing: each line with its number, and a bar, a colon or blanks behind it.
+_LINE_NUMBER = re.compile(r"^[ \t]*\d{1,3}(?:[ \t]*[|:│][ \t]?|[ \t]|$)", re.MULTILINE)
+_NUMBERED = re.compile(
+    r"1(?:[ \t]*[|:│][ \t]?|[ \t])[^\n]*(?:\n[ \t]*\d{1,3}(?:[ \t]*[|:│]|[ \t]|$)[^\n]*)+", re.MULTILINE
+)
 
 
 class Found(NamedTuple):
@@ -303,7 +317,7 @@ def _unwrap(text: str, start: int, dialect: str) -> _End | None:
         position += len(closing)
     for end in ends:
         sql = text[start:end].rstrip(TERMINATORS + BLANKS)
-        if mark == "`" and re.search(r"`\s[^`]*`|`[^`]*\s`", sql):
+        if mark == "`" and any(name != name.strip() for name in re.findall(r"`([^`]*)`", sql)):
             continue  # what lies between two code spans is no quoted name
         if check_syntax(sql, dialect).kind == "yes" and not unfinished(sql):
             return _End(start + len(sql), end + len(closing), False, True)
@@ -344,7 +358,7 @@ def _markup(text: str, start: int, limit: int) -> int:
     """Return where a closing HTML tag, or the next cell of a table, ends a statement before its own end."""
     ends = [
         match.start()
-        for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]|\[\^|【/").finditer(text, start, limit), 5)
+        for match in islice(re.compile(r"</[A-Za-z]|\[/[A-Za-z]|\[\^|【[/\d]|\{%").finditer(text, start, limit), 5)
     ]
     if _line_before(text, start).lstrip().startswith("|"):
         ends += [match.start() for match in islice(re.compile(r"(?<!\|)\|(?!\|)").finditer(text, start, limit), 20)]
@@ -388,7 +402,7 @@ def _boundaries(region: str) -> list[int]:
 def _restarts(region: str) -> Iterator[int]:
     """Yield where a new statement begins on a line of its own, though the one before it has no terminator."""
     # `WITH x AS (…)` and `INSERT INTO t (…)` go on with a query behind a parenthesis, a SELECT does not.
-    expecting = "(,=<>" if first_keyword(region) == "SELECT" else "(,)=<>"
+    expecting = "(,=<>" if first_keyword(region) in ("SELECT", "CREATE") else "(,)=<>"
     for match in islice(_RESTART.finditer(region), 5 * _MAX_BOUNDARIES):
         if not _expects_query(region[max(0, match.start() - 300) : match.start()], expecting):
             yield match.start()
@@ -440,7 +454,7 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
     region = _META_TAIL.sub("", region)
     if not terminated and not region.isascii():
         region = _without_tail(_SYMBOLS.sub("", region).rstrip("…"), dialect)
-    if not terminated and region.endswith("."):
+    if not terminated and region.endswith(".") and not region.endswith(".."):
         region = region[:-1]
     whole = _End(start + len(region), goes_on, False, False)
     if not region.isascii():
@@ -502,6 +516,8 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
         head = region[:line].rstrip(BLANKS)
         if check_syntax(head, dialect).kind == "yes" and _complete(head):
             return len(head)
+    if (sentence := _before_sentence(region, dialect)) is not None:
+        return sentence
     best = None
     for _ in range(30):
         if position < 0:
@@ -517,6 +533,17 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
         return None
     best = _trim_words(region[:best], dialect)
     return best if _is_prose(region[best:], upper="FROM" in region[:best]) else None
+
+
+def _before_sentence(region: str, dialect: str) -> int | None:
+    """Return the length of what stands before a full stop that a sentence follows: `WHERE a = 1. Esta consulta …`."""
+    for match in islice(_NEXT_SENTENCE.finditer(region), 10):
+        head = region[: match.start()]
+        if _STRONG_OPERATOR.search(region[match.end() : match.end() + 100]) or unfinished(head) == "literal":
+            continue
+        if check_syntax(head, dialect).kind == "yes" and _complete(head):
+            return len(head)
+    return None
 
 
 def _before_remark(region: str, token: str, dialect: str) -> int | None:
@@ -538,10 +565,12 @@ def _is_prose(rest: str, *, upper: bool) -> bool:
         rest: What follows.
         upper: Whether the statement has its keywords in capitals: a lower-case `where` on a new line is English then.
     """
-    if _CJK.search(rest[:80]) or not rest.strip(" .`*\"'”’)!\r\n\t}]>~$/\\"):
+    if _CJK.search(rest[:80]) or not rest.strip(" .`*\"'”’)!?,:\r\n\t}]>~$/\\"):
         return True
     if "\n" in rest[: len(rest) - len(rest.lstrip())]:
         return not _CONTINUES.match(rest) or (upper and rest.lstrip()[:1].islower())
+    if _WORDS_ONLY.match(rest) and not _SQL_WORD.search(rest[:300].strip(" ().")):
+        return True  # a sentence in any language
     words = len(_PROSE_TOKENS.findall(rest[:300]))
     return words >= 2 or (words == 1 and not _OPERATOR.search(rest[:100]))
 
@@ -558,7 +587,8 @@ def _trim_words(head: str, dialect: str) -> int:
         if match is None or match.group("before").upper() in ("AS", "FROM", "JOIN", "BY", "SELECT"):
             break
         last = match.group("last")
-        if last.lower().rstrip(".") not in _STOP_WORDS and not _CJK.search(last):
+        sign = not last.isascii() and not any(map(str.isalnum, last))
+        if not sign and last.lower().rstrip(".") not in _STOP_WORDS and not _CJK.search(last):
             break
         shorter = head[: len(head) - (len(head[-400:]) - match.start("last"))].rstrip(BLANKS)
         if check_syntax(shorter, dialect).kind != "yes":
@@ -597,8 +627,10 @@ def _is_prosy(sql: str) -> bool:
 
 
 def has_placeholder(sql: str) -> bool:
-    """Say whether a text is a pattern of a statement: dots stand where something should (`SELECT ... FROM ...`)."""
-    return ("..." in sql or "…" in sql) and _DOTS.search(_QUOTED.sub("''", sql)) is not None
+    """Say whether a text is a pattern of a statement: dots or `<table>` stand where something should."""
+    if "..." not in sql and "…" not in sql and "<" not in sql:
+        return False
+    return _PLACEHOLDER.search(_QUOTED.sub("''", sql)) is not None
 
 
 def reads_as_query(sql: str) -> bool:
@@ -610,7 +642,9 @@ def reads_as_query(sql: str) -> bool:
 
 
 def strip_prompts(text: str) -> str:
-    """Remove the prompts of a database shell, and Markdown's quote marks, from the beginnings of lines."""
+    """Remove the prompts of a database shell, Markdown's quote marks and line numbers from the beginnings of lines."""
+    if text[:1].isdigit() and _NUMBERED.fullmatch(text):
+        return _LINE_NUMBER.sub("", text)
     if ">" not in text and "#" not in text and "\nD " not in text and not text.startswith("D "):
         return text
     stripped = _PROMPT.sub("", text)
@@ -622,4 +656,11 @@ def is_truncated(sql: str, dialect: str) -> bool:
     left_open = unfinished(sql, dialect=dialect)
     if left_open == "literal" and _MISQUOTED.search(sql[-400:]):
         return False
-    return bool(left_open) or _DANGLING.search(sql[-20:]) is not None
+    return bool(left_open) or (_DANGLING.search(sql[-20:]) is not None and not _ends_in_comment(sql))
+
+
+def _ends_in_comment(sql: str) -> bool:
+    if sql.endswith("*/"):
+        return True
+    last = sql[sql.rfind("\n") + 1 :]
+    return "--" in last and unfinished(sql + "(") == ""

@@ -8,13 +8,25 @@ import re
 _DEMOTES = re.compile(
     r"\b(?:alternativ\w*|breakdown|sub-?quer(?:y|ies)|inner query|verify|to test|to check|sanity check|incorrect|wrong|"
     r"instead of|don't use|do not use|avoid|would fail|original query|your query|first attempt|not recommended|"
-    r"you can also|you could also|could also|if you (?:also |only |want|need|prefer|would)|optional(?:ly)?|equivalent|"
+    r"you can also|you could also|could also|if you (?:also |only |want|need|prefer|would|meant?|intended)|tip|bonus|variation|"
+    r"if the (?:question|intent|intention|requirement) (?:is|was|means|meant)|optional(?:ly)?|equivalent|"
     r"create an index|explanation of|for (?:reference|comparison)|in general|general form|this part|explained|"
     r"break(?:s|ing)? (?:it |this |them |the query )?down|how it works|to (?:confirm|debug|inspect|see)|double.check|"
-    r"test (?:it|the query|with)|in (?:sql server|mysql|postgres(?:ql)?|oracle|t-sql)|before running)\b|"
+    r"test (?:it|the query|with)|before running)\b|"
     r"备选|另一种|也可以|或者|验证|错误的|不要使用|原始|子查询|如果(?:您|你)?(?:需要|想)",
     re.IGNORECASE,
 )
+#: A verdict on the statement before, not on the one behind: `This is incorrect because …`.
+_BACKWARD = re.compile(
+    r"\b(?:this|that|it|which|(?:the )?(?:above|previous|first)(?: query| one| version)?)"
+    r"(?:'s|’s| is| was| would be| looks| seems)(?: not)? (?:incorrect|wrong|not recommended)\b(?!\s*[:：]\s*\Z)",
+    re.IGNORECASE,
+)
+_DIALECT = re.compile(
+    r"\b(?:SQL Server|T-SQL|MySQL|MariaDB|Postgre(?:s|SQL)|Oracle|BigQuery|Snowflake|SQLite|DuckDB)\b", re.IGNORECASE
+)
+#: How a text names the dialects that sqlglot names otherwise.
+_OWN_NAMES = {"tsql": "sql server", "postgresql": "postgres"}
 #: Words that call it the answer after all.
 _PROMOTES = re.compile(
     r"\b(?:correct|corrected|fixed|should be|final|actual|right|revised|updated|improved|simplified|better|so use|"
@@ -43,10 +55,13 @@ _REFUSAL = re.compile(
 _PARAGRAPHS = re.compile(r"\n\s*\n(?=\S)")
 
 
-def is_demoted(intro: str) -> bool:
-    """Say whether the words before a statement call it something else than the answer."""
+def is_demoted(intro: str, dialect: str) -> bool:
+    """Say whether the words before a statement call it something else than the answer, or name another dialect."""
     last = _PARAGRAPHS.split(intro.strip()[-300:])[-1][-200:]
-    return _DEMOTES.search(last) is not None and _PROMOTES.search(last) is None
+    last = _BACKWARD.sub("", last)
+    if _DEMOTES.search(last) is not None and _PROMOTES.search(last) is None:
+        return True
+    return _DIALECT.search(last) is not None and _OWN_NAMES.get(dialect, dialect) not in last.lower()
 
 
 def is_promoted(intro: str) -> bool:

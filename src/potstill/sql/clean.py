@@ -14,7 +14,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from potstill.sql import bare, choice, embedded, repairs
-from potstill.sql.fences import JSON_LABELS, NEUTRAL_LABELS, PROGRAM_LABELS, SQL_LABELS, Block, find_blocks
+from potstill.sql.fences import DIFF_LABELS, JSON_LABELS, NEUTRAL_LABELS, PROGRAM_LABELS, SQL_LABELS, Block, find_blocks
 from potstill.sql.reasoning import strip_reasoning
 from potstill.sql.scan import (
     BLANKS,
@@ -76,9 +76,13 @@ def clean_sql(text: str, *, dialect: str = "sqlite") -> Cleaned:
     body = _without_next_turn(repairs.without_styles(body))
     hit = _find(repairs.real_newlines(body), dialect, 0)
     if hit and repairs.has_breaks(hit.sql):
-        hit = _find(repairs.without_breaks(body), dialect, 0)
+        body = repairs.without_breaks(body)
+        hit = _find(body, dialect, 0)
     if "&" in body and repairs.has_entities(hit.sql if hit else body):
-        hit = _find(repairs.real_newlines(html.unescape(body)), dialect, 0)
+        body = html.unescape(body)
+        hit = _find(repairs.real_newlines(body), dialect, 0)
+        if hit and repairs.has_entities(hit.sql):  # escaped twice
+            hit = _find(repairs.real_newlines(html.unescape(body)), dialect, 0)
         notes.append("html_unescaped")
     if hit is None:
         return Cleaned("", "none", (*notes, *(["refusal"] if choice.is_refusal(body) else [])))
@@ -88,7 +92,7 @@ def clean_sql(text: str, *, dialect: str = "sqlite") -> Cleaned:
 def _finish(hit: _Hit, notes: list[str], dialect: str) -> Cleaned:
     sql = hit.sql
     notes.extend(hit.notes)
-    if "\\_" in sql or "\\*" in sql:
+    if "\\_" in sql or "\\*" in sql or "\\|" in sql:
         sql = repairs.without_markdown_escapes(sql, dialect)
     if not sql.isascii():
         plain = repairs.plain_punctuation(sql)
@@ -106,7 +110,7 @@ def _finish(hit: _Hit, notes: list[str], dialect: str) -> Cleaned:
 
 # What begins the next turn of a conversation that the model went on to invent.
 _NEXT_TURN = re.compile(
-    r"^[ \t]*(?:#{1,4} ?(?:Instruction|Question|Input|User|Human|Schema)\b|"
+    r"^[ \t]*(?:#{1,4} ?(?:Instruction|Question|Input|User|Human|Schema)\b|/\* ?(?:Answer|Given) the following|"
     r"(?:Question|Q|User|Human|USER|Input|Instruction|Database schema|Schema|-- Question|问题|用户)(?: \d+)?[:：])",
     re.MULTILINE,
 )
@@ -122,6 +126,7 @@ def _has_turn_words(body: str) -> bool:
         or "Human" in body
         or "Input" in body
         or "nstruction" in body
+        or " the following" in body
         or "chema" in body
         or "问题" in body
         or "用户" in body
@@ -251,7 +256,7 @@ def _in_fences(body: str, dialect: str, depth: int) -> _Hit | None:
     candidates = list(_candidates(body, blocks, dialect, depth))
     queries = [candidate for candidate in candidates if candidate.hit.is_query]
     if queries:
-        chosen = _choose(queries)
+        chosen = _choose(queries, dialect)
         corrected = _corrected_below(body, chosen, dialect) if chosen is queries[-1] else None
         return corrected or chosen.hit
     return candidates[-1].hit if candidates else None
@@ -273,6 +278,8 @@ def _in_block(block: Block, dialect: str, depth: int) -> _Hit | None:
         return None
     if block.label in PROGRAM_LABELS:
         return _in_program(block.content, dialect, depth)
+    if block.label in DIFF_LABELS:
+        return _fenced(_find(repairs.after_diff(block.content), dialect, depth + 1))
     if block.label in JSON_LABELS or block.content[0] in "{[":
         return _fenced(_in_prose_json(block.content, dialect, depth))
     hit = pick_statement(block.content, dialect)
@@ -301,15 +308,20 @@ def _in_program(content: str, dialect: str, depth: int) -> _Hit | None:
     return found._replace(notes=(*found.notes, "in_code")) if found and found.is_query else None
 
 
-def _choose(queries: list[_Candidate]) -> _Candidate:
+def _is_sample(query: _Candidate) -> bool:
+    return first_keyword(query.hit.sql) == "VALUES" and not choice.is_promoted(query.intro)
+
+
+def _choose(queries: list[_Candidate], dialect: str) -> _Candidate:
     """Choose between several fenced queries: the last one wins, unless it is called something else or is a part."""
     if len(queries) == 1:
         return queries[0]
     pool = [query for query in queries if "in_code" not in query.hit.notes] or queries
     pool = [query for query in pool if not bare.has_placeholder(query.hit.sql)] or pool
+    pool = [query for query in pool if not _is_sample(query)] or pool
     for place, query in reversed(list(enumerate(pool))):
         earlier = [other.hit.sql for other in pool[:place]]
-        if not choice.is_demoted(query.intro) and not choice.is_part(query.hit.sql, earlier, query.intro):
+        if not choice.is_demoted(query.intro, dialect) and not choice.is_part(query.hit.sql, earlier, query.intro):
             return query
     return pool[0]
 
@@ -340,7 +352,7 @@ def pick_statement(text: str, dialect: str) -> _Hit | None:
         text: The content of a fence, or of anything else that should hold SQL alone.
         dialect: A name as sqlglot knows it.
     """
-    plain = _plain_query(text)
+    plain = _plain_query(text, dialect)
     if plain:
         return plain
     chosen = None
@@ -364,10 +376,12 @@ def pick_statement(text: str, dialect: str) -> _Hit | None:
     return _Hit(chosen, "fence", ("several_statements",) if count > 1 else (), chosen_is_query)
 
 
-def _plain_query(text: str) -> _Hit | None:
+def _plain_query(text: str, dialect: str) -> _Hit | None:
     """Take a text that is one plain query: the common case, told without a scan."""
     sql = text.strip(BLANKS).rstrip(TERMINATORS + BLANKS)
     if sql[:7].rstrip().upper() != "SELECT" or "\n\n" in sql or not sql.isascii() or not is_plain(sql):
+        return None
+    if _prose_line_inside(sql, dialect):
         return None
     return _Hit(sql, "fence", ("complete",) if sql[-1:] in _SURE_ENDS else ())
 
@@ -396,10 +410,16 @@ _OTHER_WORDS = frozenset(
 )
 
 
+def _prose_line_inside(sql: str, dialect: str) -> bool:
+    if "\n" not in sql or bare.lines_begin_as_sql(sql) or not bare.has_boundaries(sql):
+        return False
+    return check_syntax(sql, dialect).kind == "no"
+
+
 def _prose_inside(sql: str, dialect: str) -> bool:
     """Say whether a text that begins as a query needs a closer look: prose behind it, or no query at all."""
     if "\n\n" not in sql and "\n\r\n" not in sql and first_keyword(sql) != "WITH" and sql.isascii():
-        return False
+        return _prose_line_inside(sql, dialect)
     return check_syntax(sql, dialect).kind == "no"
 
 
@@ -407,7 +427,7 @@ def _prose_inside(sql: str, dialect: str) -> bool:
 
 
 #: Benchmarks' files of predictions: the statement, a tab, the name of the database.
-_PREDICTION = re.compile(r"([^\t\n]+)\t\w+\Z")
+_PREDICTION = re.compile(r"([^\t\n]+)\t(?:-+ ?bird ?-+\t)?\w+\Z")
 
 
 def _in_bare(body: str, dialect: str, depth: int) -> _Hit | None:
@@ -418,7 +438,7 @@ def _in_bare(body: str, dialect: str, depth: int) -> _Hit | None:
         return quick
     text = bare.strip_prompts(_without_fence_marks(body))
     found = bare.find_statements(text, dialect)
-    chosen = _choose_found(found, text)
+    chosen = _choose_found(found, text, dialect)
     if chosen is None or (chosen.rank < 2 and not chosen.checked):
         in_code = _in_code_text(text, dialect, depth)
         if in_code is not None:
@@ -464,7 +484,7 @@ def _whole(body: str, dialect: str, depth: int) -> _Hit | None:
     )
 
 
-def _choose_found(found: list[bare.Found], text: str) -> bare.Found | None:
+def _choose_found(found: list[bare.Found], text: str, dialect: str) -> bare.Found | None:
     """Choose between several statements in running text: those that stand as code before others, then the last."""
     if len(found) <= 1:
         return found[0] if found else None
@@ -477,7 +497,7 @@ def _choose_found(found: list[bare.Found], text: str) -> bare.Found | None:
     for place, item in reversed(list(enumerate(pool))):
         intro = text[max(0, item.start - 200) : item.start]
         earlier = [other.sql for other in pool[:place]]
-        if not choice.is_demoted(intro) and not choice.is_part(item.sql, earlier, "correct"):
+        if not choice.is_demoted(intro, dialect) and not choice.is_part(item.sql, earlier, "correct"):
             return item
     return pool[-1]
 

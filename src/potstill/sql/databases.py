@@ -13,12 +13,12 @@ import sqlite3
 import stat
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from potstill.errors import ConfigError
+from potstill.sql.lookup import MAX_REMEMBERED, Database, name_of
 from potstill.sql.outcome import QueryError
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"
@@ -26,25 +26,10 @@ _SQLITE_MAGIC = b"SQLite format 3\x00"
 _FORMAT_AT, _WAL = 18, 2
 _SIDECARS = ("-wal", "-journal")
 _COPY_TRIES = 3
-#: Names whose databases are remembered.
-MAX_REMEMBERED = 10_000
 #: What stands for a row's id in the connection string of a server.
 _ID = "{db_id}"
 _SERVER_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _PASSWORD = re.compile(r"\bpassword\s*=|://[^/@:]*:[^/@]+@", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Database:
-    """A database that a row names.
-
-    Attributes:
-        name: What the row calls it: its `db_id`, or the file's name where all rows share one.
-        location: What the engine opens.
-    """
-
-    name: str
-    location: str
 
 
 class Databases:
@@ -197,20 +182,6 @@ class Databases:
         finally:
             connection.close()
         return copy
-
-
-def name_of(row: Mapping[str, Any], field: str) -> str:
-    """Return the name of a row's database.
-
-    Raises:
-        QueryError: `no_such_database` when the row names none.
-    """
-    name = row.get(field)
-    if isinstance(name, int) and not isinstance(name, bool):
-        return str(name)
-    if not isinstance(name, str) or not name.strip():
-        raise QueryError("no_such_database", f"the row names no database in its field {field!r}")
-    return name
 
 
 def shared_name(database: str | Path, *, is_server: bool) -> str:

@@ -52,9 +52,16 @@ _MAX_JSON_STARTS = 12
 _MAX_DEPTH = 12
 
 _STRING_START = re.compile(
-    r"(?P<quote>\"\"\"|'''|`|\"|')(?=[\s(\\n]*(?:--[^\n]*\n\s*)?(?:SELECT|WITH|VALUES)\b)", re.IGNORECASE
+    r"(?P<quote>\"\"\"|'''|#\"|`|\"|')(?=[\s(\\n]*(?:--[^\n]*\n\s*)?(?:SELECT|WITH|VALUES)\b)", re.IGNORECASE
 )
+#: How a program goes on with the same string: `"…" + "…"`, `"…" "…"`, `sql += "…"`, `sb.append("…")`.
+_GOES_ON = r"(?:\s*[+.&]\s*(?:_\s+)?|\s*\\\s*|\)?\s*;?\s*\w{{1,40}}\s*[+.]=\s*|\)\s*;?\s*(?:\w{{1,40}}\s*)?\.append\(\s*|\s+)[rf]?{quote}"
 _MAX_CODE_CHARS = 60_000
+_MAX_PIECES = 200
+_RUST = re.escape('#"')
+#: Strings that a program puts together: the grammar's constants are only parts then.
+_LISTED = re.compile(r"join\(\s*[\[(]|\]\s*\.join\(|\bpaste\(")
+_PIECES = re.compile(rf"[\"']\s*\+\s*[rf]?[\"']|\+=\s*[rf]?[\"']|{_LISTED.pattern}")
 
 
 def in_tags(text: str, read: Reader, *, at_most: int) -> str | None:
@@ -196,21 +203,19 @@ def _in_broken_json(text: str, read: Reader) -> str | None:
         return None
     quote = match.group("quote")
     rest = text[match.end() :]
-    end = re.search(rf"""{quote}\s*(?:,\s*["'][\w ]+["']\s*:|\}}|\]\s*\}})""", rest)
+    end = re.search(rf"""{quote}\s*(?:,\s*["'][\w ]+["']\s*:|,\s*\}}|\}}|\]\s*\}})""", rest)
     raw = rest[: end.start()] if end else rest.rstrip().rstrip("`").rstrip("}\n ").removesuffix(quote)
     return read(unescape(raw))
 
 
 def in_code(text: str, read: Reader) -> str | None:
     """Return the last statement that stands in a string of a program: Python by its grammar, others by their quotes."""
-    for candidate in _python_strings(text):
-        found = read(candidate)
-        if found:
-            return found
-    for candidate in _quoted_strings(text):
-        found = read(candidate)
-        if found:
-            return found
+    readings = (_quoted_strings, _python_strings) if _PIECES.search(text) else (_python_strings, _quoted_strings)
+    for strings in readings:
+        for candidate in strings(text):
+            found = read(candidate)
+            if found:
+                return found
     return None
 
 
@@ -240,15 +245,27 @@ def _is_query(value: Any) -> bool:
 def _quoted_strings(text: str) -> list[str]:
     found = []
     position = 0
+    listed = _LISTED.search(text) is not None
     for _ in range(30):
         match = _STRING_START.search(text, position)
         if match is None:
             break
-        quote = match.group("quote")
-        end = re.compile(rf"(?<!\\){re.escape(quote)}(?!\w)").search(text, match.end())
-        if end is None:
-            position = match.end()
-            continue
-        found.append(unescape(text[match.end() : end.start()]))
-        position = end.end()
+        pieces, position = _joined(text, match.end(), re.escape(match.group("quote")), listed=listed)
+        if pieces:
+            found.append(unescape((" " if listed else "").join(pieces)))
     return found[::-1]
+
+
+def _joined(text: str, position: int, quote: str, *, listed: bool) -> tuple[list[str], int]:
+    """Return the pieces of a string that a program puts together, and where the last of them ends."""
+    closing = re.compile(r"\"#" if quote == _RUST else rf"(?<!\\){quote}(?!\w)")
+    goes_on = re.compile(rf"\s*,\s*[rf]?{quote}" if listed else _GOES_ON.format(quote=quote))
+    pieces: list[str] = []
+    while len(pieces) < _MAX_PIECES and (end := closing.search(text, position)):
+        pieces.append(text[position : end.start()])
+        position = end.end()
+        more = goes_on.match(text, position)
+        if more is None:
+            break
+        position = more.end()
+    return pieces, position

@@ -126,6 +126,7 @@ class Evaluator:
         ties = find_ties(sql, result, self._engine.dialect, lambda probe: self._run_again(database, probe))
         unsteady = self._is_unsteady(database, sql, result, ties)
         groups = None if ties is None else ties.sizes
+        passing = result.used_clock and not self._engine.pinned
         return Gold(
             status="nondeterministic" if unsteady else "ok" if result.rows else "empty",
             column_count=result.column_count,
@@ -134,39 +135,45 @@ class Evaluator:
             groups=groups,
             signature=self._sign(result, runs(len(result.rows), self._policy, groups)),
             has_real=result.has_real,
-            unstable=unsteady or result.used_random or self._is_passing(result) or (ties is not None and ties.cut),
+            unstable=unsteady or result.used_random or passing or (ties is not None and ties.cut),
             used_clock=result.used_clock,
             used_random=result.used_random,
         )
 
-    def answer(self, database: str, sql: str, gold: Gold | None, gold_sql: str = "") -> Answer:
-        """Run an answer and compare it with gold, if there is gold to compare it with.
+    def answer(self, database: str, sql: str, gold: Gold, gold_sql: Callable[[], str]) -> Answer:
+        """Run an answer and compare it with gold, if gold is usable.
 
         Gold that depends on a clock which goes on is run anew: what it gave yesterday is no measure today.
+
+        Args:
+            database: Where.
+            sql: The statement, admitted.
+            gold: What became of gold.
+            gold_sql: Returns gold's statement, admitted; called where gold must run again.
         """
-        if gold is not None and gold.usable and self._is_passing(gold):
-            gold = self.gold(database, gold_sql)
+        if gold.used_clock and not self._engine.pinned and gold.usable:
+            gold = self.gold(database, gold_sql())
             self._restart_clock()
+        usable = gold.usable
         started = time.perf_counter()
-        usable = gold is not None and gold.usable
         try:
             result = self._engine.run(database, sql)
         except QueryError as error:
             seconds = time.perf_counter() - started
-            match = False if usable else None
-            return Answer(error.error_class, error.message, error.truncated, match=match, seconds=seconds)
+            missed = False if usable else None
+            return Answer(error.error_class, error.message, error.truncated, match=missed, seconds=seconds)
         seconds = time.perf_counter() - started
         if len(result.rows) > MANY_ROWS:
             self._restart_clock()  # signing and comparing have a time of their own
-        groups = gold.groups if gold is not None and gold.usable else None
-        sizes = runs(len(result.rows), self._policy, groups)
-        if sizes is not None and gold is not None and sum(sizes) == gold.row_count != len(result.rows):
-            sizes = [1] * len(result.rows)
-        if gold is not None and _is_same(gold, result):
+        match: bool | None
+        if usable and _is_same(gold, result):
             signature, match = gold.signature, True
         else:
+            sizes = runs(len(result.rows), self._policy, gold.groups if usable else None)
+            if sizes is not None and sum(sizes) == gold.row_count != len(result.rows):
+                sizes = [1] * len(result.rows)
             signature = self._sign(result, sizes)
-            match = self._match(database, gold, gold_sql, result, signature) if gold is not None and usable else None
+            match = self._match(database, gold, gold_sql, result, signature) if usable else None
         return Answer(
             "",
             row_count=len(result.rows),
@@ -188,9 +195,11 @@ class Evaluator:
         if not gold.usable or gold.unstable:
             return None
         self._restart_clock()
-        return bool(self.answer(database, sql, gold, gold_sql).match)
+        return bool(self.answer(database, sql, gold, lambda: gold_sql).match)
 
-    def _match(self, database: str, gold: Gold, gold_sql: str, result: Result, signature: str) -> bool | None:
+    def _match(
+        self, database: str, gold: Gold, gold_sql: Callable[[], str], result: Result, signature: str
+    ) -> bool | None:
         if signature == gold.signature:
             return True
         if self._settles and not gold.has_real and not result.has_real:
@@ -200,7 +209,7 @@ class Evaluator:
         rows = gold.rows
         if rows is None:
             try:
-                rows = self._run_again(database, gold_sql).rows
+                rows = self._run_again(database, gold_sql()).rows
             except QueryError:
                 return None  # gold ran before, and now it does not: nobody's answer is to blame
         return matches(Result(gold.column_count, rows, types_of(rows)), result, self._policy, groups=gold.groups)
@@ -223,9 +232,6 @@ class Evaluator:
     def _run_again(self, database: str, sql: str) -> Result:
         self._restart_clock()
         return self._engine.run(database, sql)
-
-    def _is_passing(self, result: Result | Gold) -> bool:
-        return result.used_clock and not self._engine.pinned
 
     def _sign(self, result: Result, sizes: list[int] | None) -> str:
         return sign(
@@ -254,7 +260,7 @@ def _is_same(gold: Gold, result: Result) -> bool:
     """Whether a result is gold's to the letter, so that there is nothing to sign and to compare."""
     if gold.rows != result.rows or gold.column_count != result.column_count:
         return False
-    return gold.usable and not gold.has_real and result.types <= PLAIN_TYPES
+    return not gold.has_real and result.types <= PLAIN_TYPES
 
 
 def _is_small(result: Result) -> bool:

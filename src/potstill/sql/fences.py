@@ -30,6 +30,7 @@ PROGRAM_LABELS = frozenset(
     )
 )
 JSON_LABELS = frozenset(["json", "jsonc", "json5", "jsonl"])
+DIFF_LABELS = frozenset(["diff", "patch"])
 
 _BACKTICKS = re.compile(r"```+(?P<tilde>)?")
 _FENCE = re.compile(r"`{3,}|^[ \t>*+-]*(?P<tilde>~{3,})", re.MULTILINE)
@@ -194,8 +195,10 @@ def _close(text: str, opening: _Opening, start: int, end: int, *, closed: bool =
         # Closed by marks of the wrong kind or number, as some do.
         wrong = _WRONG_CLOSING.search(content)
         content = content[: wrong.start()] if wrong else content
-    if opening.indent:
-        content = _outdent(content, opening.indent)
+    # At the text's start the indentation was stripped; the closing fence still has it.
+    indent = opening.indent or (_before_on_line(text, start) if closed and opening.start == 0 else "")
+    if indent and not indent.strip(" \t>"):
+        content = _outdent(content, indent)
     return Block(opening.label, content.strip("\r\n \t"), opening.start, end, closed)
 
 

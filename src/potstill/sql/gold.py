@@ -21,8 +21,8 @@ from potstill.sql.evaluate import Gold
 _KEY_PREFIX = b'{"gold_key":"'
 _KEY_LENGTH = 32
 _KEY_END = len(_KEY_PREFIX) + _KEY_LENGTH
-#: Bytes before and behind a guess that are looked through: some ten lines of small results.
-_WINDOW = 4096
+#: Bytes before and behind a guess that are looked through: some lines of small results.
+_WINDOW = 2048
 #: Places of lines that are remembered.
 _LEARNED = 4096
 
@@ -57,19 +57,19 @@ def to_line(key: str, database: str, sql: str, gold: Gold) -> Row:
 def from_line(line: Row, *, with_rows: bool = True) -> Gold:
     """Return the gold result of a line; without its rows where they are not asked for and hold no real numbers."""
     rows = line["result"] if with_rows or line["has_real"] else None
-    return Gold(
-        status=line["gold_status"],
-        error_class=line["error_class"] or "",
-        error=line["error"] or "",
-        column_count=line["column_count"] or 0,
-        row_count=line["row_count"] or 0,
-        rows=None if rows is None else [tuple([_from_json(cell) for cell in row]) for row in rows],
-        groups=line["tie_groups"],
-        signature=line["result_signature"] or "",
-        has_real=line["has_real"],
-        unstable=line["gold_unstable"],
-        used_clock=line["used_clock"],
-        used_random=line["used_random"],
+    return Gold(  # by place, in the order of its fields: one is made for each row that is executed
+        line["gold_status"],
+        line["error_class"] or "",
+        line["error"] or "",
+        line["column_count"] or 0,
+        line["row_count"] or 0,
+        None if rows is None else [tuple([_from_json(cell) for cell in row]) for row in rows],
+        line["tie_groups"],
+        line["result_signature"] or "",
+        line["has_real"],
+        line["gold_unstable"],
+        line["used_clock"],
+        line["used_random"],
     )
 
 
@@ -139,7 +139,7 @@ class GoldFile:
             share = (number - low_number) / (high_number - low_number) if step % 3 else 0.5
             guess = low + int((high - low) * share)
             first = mapped.rfind(b"\n", low, max(low, guess - _WINDOW)) + 1 or low
-            window = mapped[first : max(guess, first) + _WINDOW]
+            window = mapped[first : min(high, max(guess, first) + _WINDOW)]
             at = window.find(_KEY_PREFIX + wanted)
             if at >= 0:
                 return from_line(loads(mapped[first + at : self._line_end(first + at)]), with_rows=with_rows)

@@ -31,6 +31,6 @@ class Limits:
     max_rows: int = 100_000
     max_result_bytes: int = 50_000_000
     max_value_bytes: int = 10_000_000
-    max_sql_bytes: int = 100_000
+    max_sql_bytes: int = 1_000_000
     max_memory_bytes: int = 512_000_000
     clock: str = "2025-01-01 00:00:00"

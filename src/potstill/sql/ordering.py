@@ -20,6 +20,7 @@ from potstill.sql.outcome import Cells, QueryError, Result
 
 _MAY_ORDER = re.compile(r"order\s+by|order\s*(--|/\*)", re.IGNORECASE)
 
+_RANDOM = re.compile(r"order\s+by\s+(?:random|rand)\s*\(", re.IGNORECASE)
 #: What a word in it does not count: literals, quoted names, comments.
 _HIDDEN = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
 #: A longer statement goes to the parser: patterns take their time.
@@ -68,7 +69,7 @@ def find_ties(sql: str, result: Result, dialect: str, run: RunQuery) -> Ties | N
         dialect: How sqlglot names its SQL.
         run: Runs one more statement on the same database.
     """
-    if not result.rows or not _MAY_ORDER.search(sql):
+    if not result.rows or not _MAY_ORDER.search(sql) or _ordered_by_chance(sql, dialect):
         return None
     simple = _read_simple(sql)
     if simple is not None:
@@ -82,6 +83,17 @@ def find_ties(sql: str, result: Result, dialect: str, run: RunQuery) -> Ties | N
         return None
     strict = Ties([1] * len(result.rows))
     return _probe(query, result, dialect, run) or _from_result(query, result) or strict
+
+
+def _ordered_by_chance(sql: str, dialect: str) -> bool:
+    """Say whether the outermost query is ordered by a random number: that is no order that an answer could keep."""
+    if not _RANDOM.search(sql):
+        return False
+    from sqlglot import exp
+
+    query = _parse(sql, dialect)
+    order = query.args.get("order") if query is not None else None
+    return order is not None and isinstance(order.expressions[0].this, exp.Rand)
 
 
 class _Probe(NamedTuple):

@@ -108,11 +108,13 @@ class Pool:
             "policy": policy.as_dict(),
             "rows": host.setup if host is not None else None,
             "parent": os.getpid(),
+            "scratch": tempfile.gettempdir(),
         }
         self._count = max(1, workers)
         self._workers: list[_Worker] = []
         self._idle_deaths = 0
-        self._suspects: set[tuple[int, int]] = set()
+        self._suspects: set[Place] = set()
+        self._blamed: set[Place] = set()
         self._kills: dict[bytes, str] = {}
         self._numbers = itertools.count(1)
         self._unsent: deque[_Batch] = deque()
@@ -187,27 +189,30 @@ class Pool:
             todo[descriptor]()
         lost: list[_Batch] = []
         for worker in list(self._workers):
-            if message := worker.overdue(self._limits):
-                lost += self._bury(worker, message, ours=True)
+            if seen := worker.overdue(self._limits):
+                lost += self._bury(worker, _killed_after(self._limits), seen)
             elif message := worker.died():
-                lost += self._bury(worker, message, ours=False)
+                lost += self._bury(worker, message, None)
         return lost
 
-    def _bury(self, worker: _Worker, message: str, *, ours: bool) -> list[_Batch]:
+    def _bury(self, worker: _Worker, message: str, seen: Place | None) -> list[_Batch]:
         """End a worker and return the batches to do again; the task it was at is blamed, if it is to blame.
 
         A worker that died by itself may have been killed by somebody: its task is tried once more before it is blamed,
-        so that a stray kill never changes a verdict.
+        so that a stray kill never changes a verdict. One that we kill may have gone on to another task just then.
+
+        Args:
+            worker: The worker.
+            message: Why it ends.
+            seen: What it was at for too long; None where it died by itself.
         """
         self._workers.remove(worker)
-        seen = worker.place()
         place = worker.kill()
         culprit = next((batch for batch in worker.batches if place.number in batch.missing), None)
-        if culprit is not None and (not ours or place == seen):
-            if not ours and place not in self._suspects:
-                self._suspects.add(place)
-            else:
-                self._blame(culprit, place, message)
+        if culprit is not None and (place == seen or place in self._suspects):
+            self._blame(culprit, place, message)
+        elif seen is None:
+            self._suspects.add(place)
         self._idle_deaths = 0 if culprit is not None or worker.has_answered else self._idle_deaths + 1
         if self._idle_deaths >= MAX_IDLE_DEATHS:
             raise PotstillError(f"the SQL worker process does not start: {worker.last_words() or message}")
@@ -216,11 +221,16 @@ class Pool:
     def _blame(self, batch: _Batch, place: Place, message: str) -> None:
         """Give a task its outcome, or remember what a row's task must not run again."""
         if self._host is not None and place.phase:
-            key = self._host.key(batch.task(place.number), place.phase)
-            if key not in self._kills:
-                self._kills[key] = message
-                return
+            self._kills.setdefault(self._host.key(batch.task(place.number), place.phase), message)
+            if place not in self._blamed:
+                self._blamed.add(place)
+                return  # whoever has the task next knows of it
         batch.put(place.number, Killed(message))
+
+
+def _killed_after(limits: Limits) -> str:
+    allowed = limits.timeout_s + limits.kill_grace_s
+    return f"killed after {allowed:g} s: the time limit of {limits.timeout_s:g} s did not stop it"
 
 
 def _cut(tasks: Iterable[Task]) -> Iterator[list[Task]]:
@@ -373,13 +383,12 @@ class _Worker:
         number, _, phase = STATE.unpack_from(self._page, 0)
         return Place(number, phase)
 
-    def overdue(self, limits: Limits) -> str:
-        """Return why the worker must be killed, or "" if it need not."""
-        number, since, _ = STATE.unpack_from(self._page, 0)
-        allowed = limits.timeout_s + limits.kill_grace_s
-        if not number or time.monotonic() - since <= allowed or not self.batches:
-            return ""
-        return f"killed after {allowed:g} s: the time limit of {limits.timeout_s:g} s did not stop it"
+    def overdue(self, limits: Limits) -> Place | None:
+        """Return what the worker has been at for so long that it must be killed."""
+        number, since, phase = STATE.unpack_from(self._page, 0)
+        if not number or not self.batches or time.monotonic() - since <= limits.timeout_s + limits.kill_grace_s:
+            return None
+        return Place(number, phase)
 
     def died(self) -> str:
         """Return how the worker ended by itself, or "" while it lives."""

@@ -12,14 +12,18 @@ from potstill.sql.syntax import check_syntax
 
 _LITERAL = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)")
 _PROTECTED = re.compile(
-    r"'[^']*(?:'|\Z)|\"[^\"]*(?:\"|\Z)|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|‘([^‘’']*)’|“([^“”\"]*)”", re.DOTALL
+    r"'[^']*(?:'|\Z)|\"[^\"]*(?:\"|\Z)|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|[‘’＇]([^‘’＇']*)[‘’＇]|[“”＂]([^“”＂\"]*)[“”＂]",
+    re.DOTALL,
 )
 #: Its semicolon may be missing: it was taken for the statement's end.
-_ENTITY = re.compile(r"&(?:lt|gt|quot|apos|#39|#x27|#34|amp)(?:;|\Z)")
+_ENTITY = re.compile(r"&(?:lt|gt|quot|apos|amp|nbsp|#\d{2,3}|#x[0-9A-Fa-f]{2})(?:;|\Z)")
 _BREAK = re.compile(r"<br ?/?>\n?")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _BOLD_KEYWORD = re.compile(r"\*\*(?:SELECT|WITH)\*\*", re.IGNORECASE)
-_MARKDOWN_ESCAPE = re.compile(r"\\([_*<>\[\]()#.`~-])")
+_STYLE_NAMES = r"(?:span|b|strong|em|i|u|font|mark)(?:\s[^<>]{0,200})?>"
+_TAGGED_KEYWORD = re.compile(rf"<{_STYLE_NAMES}\s*(?:SELECT|WITH)\s*</", re.IGNORECASE)
+_STYLE_TAG = re.compile(rf"</?{_STYLE_NAMES}", re.IGNORECASE)
+_MARKDOWN_ESCAPE = re.compile(r"\\([_*<>\[\]()#.`~|-])")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "\\": "\\", "/": "/", "`": "`"}
 
 _BLANK_TABLE = str.maketrans(
@@ -45,12 +49,22 @@ def without_breaks(body: str) -> str:
 
 
 def without_styles(body: str) -> str:
-    """Remove the colours of a terminal, bold type from keywords, and backslashes before fences."""
+    """Remove the colours of a terminal, LaTeX's dollars, bold type and HTML styles from keywords, and backslashes before fences."""
     if "\\```" in body:
         body = body.replace("\\```", "```")
     if "\x1b[" in body:
         body = _COLOUR.sub("", body)
+    if body[:1] == "$" and body[-1:] == "$":
+        body = body.strip("$").strip(BLANKS)
+    if "<" in body and _TAGGED_KEYWORD.search(body):
+        body = _STYLE_TAG.sub("", body)
     return body.replace("**", "") if "**" in body and _BOLD_KEYWORD.search(body) else body
+
+
+def after_diff(text: str) -> str:
+    """Return what a diff leaves: lines it takes away are gone, those it adds lose their sign."""
+    lines = [line for line in text.split("\n") if not line.startswith(("-", "@@"))]
+    return "\n".join(line[1:] if line[:1] in ("+", " ") else line for line in lines)
 
 
 def unescape(text: str) -> str:

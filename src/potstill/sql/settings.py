@@ -117,7 +117,7 @@ def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
         gold_field=section.get("gold_field", "gold_sql"),
         limits=limits,
         policy=make_policy(section.get("comparison")),
-        workers=int(get("workers", 1)),
+        workers=int(get("workers", 2)),
         on_bad_gold=get("on_bad_gold", "keep"),
         variants=variants,
         variants_seed=int(get("variants_seed", 0)),

@@ -18,7 +18,6 @@ import resource
 import signal
 import struct
 import sys
-import tempfile
 import time
 from collections import deque
 from contextlib import ExitStack, closing
@@ -44,12 +43,13 @@ def main(setup: dict[str, Any]) -> None:
     """Serve until stdin ends.
 
     Args:
-        setup: `engine`, `limits`, `policy`, `rows` (see `RowSetup`, or None), `parent` (process id), `page` (descriptor).
+        setup: `engine`, `limits`, `policy`, `rows` (see `RowSetup`, or None), `parent` (process id), `page` (descriptor),
+            `scratch` (a folder for passing files).
     """
     _die_with(setup["parent"])
     limits = Limits(**setup["limits"])
     rows = RowSetup(**setup["rows"]) if setup["rows"] else None
-    _leave_folders()
+    _leave_folders(setup["scratch"])
     _bound_process(limits, mapped=Path(rows.gold_audit).stat().st_size if rows and rows.gold_audit else 0)
     page = mmap.mmap(setup["page"], STATE.size)
     # Sqlite and others must never write into our pipe: it is kept under a number of its own.
@@ -169,11 +169,12 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _leave_folders() -> None:
+def _leave_folders(scratch: str) -> None:
     """Work in a folder that is no more: no relative path leads anywhere, and nothing is left behind after a kill."""
-    folder = tempfile.mkdtemp(prefix="potstill-sql-")
+    folder = Path(scratch) / f"potstill-sql-{os.getpid()}-{time.monotonic_ns()}"
+    folder.mkdir(mode=0o700)
     os.chdir(folder)
-    Path(folder).rmdir()
+    folder.rmdir()
 
 
 def _bound_process(limits: Limits, *, mapped: int) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 
 from potstill.errors import InputError
 from potstill.rows import loads, numbered_lines, parse_row, publish
-from potstill.sql.databases import Database, Databases
+from potstill.sql.databases import Databases
 from potstill.sql.evaluate import Gold
 from potstill.sql.executor import RowSetup, Verdict, killed_gold, killed_row, statement_key
 from potstill.sql.gold import GoldFile
+from potstill.sql.lookup import Database
 from potstill.sql.outcome import QueryError
 from potstill.sql.pool import Host, Killed, Pool, Task
 from potstill.sql.settings import ExecuteSettings, read_settings

@@ -31,3 +31,19 @@ CREATE VIRTUAL TABLE docs USING fts5 (body);
 INSERT INTO docs VALUES ('the quick fox'), ('the lazy dog');
 CREATE TABLE json_docs (id INTEGER PRIMARY KEY, doc TEXT);
 INSERT INTO json_docs VALUES (1, '{"tags": ["a", "b"]}'), (2, '{"tags": []}'), (3, 'not json');
+-- The tables of second.yaml.
+CREATE TABLE staff (id INTEGER PRIMARY KEY, name TEXT, dept TEXT, pay REAL, age INT, hired TEXT, boss INT);
+INSERT INTO staff VALUES
+  (1, 'Ann', 'A', 100.0, 30, '2020-01-05', NULL), (2, 'Bob', 'A', 200.5, 40, '2019-03-01', 1), (3, 'Cid', 'B', 200.5, 25, '2021-07-09', 1),
+  (4, 'Dee', 'B', 50.0, 30, '2018-12-31', 2), (5, 'Eve', NULL, NULL, NULL, NULL, 2), (6, 'ann', 'C', 100.0, 40, '2020-01-05', 3);
+CREATE TABLE cells (k INTEGER, v);
+INSERT INTO cells VALUES (1, 1), (2, 1.0), (3, '1'), (4, X'31'), (5, NULL), (6, ''), (7, 'é'), (8, 'e' || char(769)), (9, 9007199254740993),
+  (10, 9e999), (11, -0.0), (12, 1e-10), (13, '1.0'), (14, '2024-01-02');
+CREATE TABLE wide (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w, x, y, z);
+INSERT INTO wide VALUES (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2),
+  (2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1);
+CREATE TABLE empty1 (x INT);
+CREATE TABLE ci (w TEXT COLLATE NOCASE);
+INSERT INTO ci VALUES ('a'), ('A'), ('b');
+CREATE TABLE "order" ("group" INT, "select x" TEXT);
+INSERT INTO "order" VALUES (1, 'p'), (2, 'q');
