@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check local-llm profiles docs crash-test crash-test-short siflow-chaos siflow-chaos-short chaos chaos-short bench clean
+.PHONY: help demo test check local-llm profiles docs crash-test crash-test-short fault-test fault-test-short siflow-chaos siflow-chaos-short chaos chaos-short bench scale scale-million clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ crash-test: $(VENV)/.installed-dev  ## 1000 SIGKILLs of a generate job, and jour
 crash-test-short: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.crash --rows 2000 --kills 25 --seeds 1 --mutants
 
+fault-test: $(VENV)/.installed-dev  ## 10,000 rows under mixed faults, rate limits and outages of ten minutes
+	$(BIN)/python -m tests.faults --rows 10000
+
+fault-test-short: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.faults --rows 2000
+
 siflow-chaos: $(VENV)/.installed-dev  ## the SiFlow executor against faults of the platform (hours)
 	$(BIN)/python -m tests.siflow.chaos --full --output build/siflow-scorecard.md
 
@@ -71,6 +77,16 @@ chaos-short: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev  ## measure the engine beside a bare loop
 	$(BIN)/python bench/generate.py
+
+# Some ten minutes, and half an hour, on two idle cores; each adds its tables to the file.
+scale: $(VENV)/.installed-dev  ## what growth costs: the tables of docs/scale.md, in build/scale.md
+	$(BIN)/python bench/scale.py rows 10000 100000 --output build/scale.md
+	$(BIN)/python bench/scale.py jobs 100 --output build/scale.md
+	$(BIN)/python bench/scale.py dag 1000 2 --output build/scale.md
+	$(BIN)/python bench/scale.py duplicates 1000000 10000000 --output build/scale.md
+
+scale-million: $(VENV)/.installed-dev  ## the same at a million rows, beside 100,000
+	$(BIN)/python bench/scale.py rows 100000 1000000 --output build/scale.md
 
 clean:  ## remove the results of the demo; the answer store stays
 	rm -rf results

@@ -1,7 +1,7 @@
 # potstill: rows in, verified rows out. Here: config, includes, targets. The rules are in workflow/rules/.
 #
 #   {output_dir}/{run}/prepared/…                       rows with their identity and conversation, in N chunks
-#   {output_dir}/{run}/{model}/{stage}/{chunk}.jsonl    one file a chunk for each stage that is switched on
+#   {output_dir}/{run}/{model}/{stage}/{chunk}.jsonl    one file a chunk for each stage that is on (.jsonl.zst in large runs)
 #   {output_dir}/{run}/{model}/merged.jsonl …           each row in one of merged, rejected, failed, not_asked
 #   {output_dir}/{run}/logs/{rule}/  benchmarks/{rule}/
 #   {answers_dir}/…                                     every paid answer, for good: no output of any rule
@@ -44,6 +44,12 @@ rule all:
     default_target: True
     input:
         PLAN.targets(),
+
+
+onstart:
+    # The DAG stands: it is set aside, and garbage is collected from here on.
+    gc.freeze()
+    gc.enable()
 
 
 onsuccess:

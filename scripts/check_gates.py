@@ -12,4 +12,5 @@ if __name__ == "__main__":
             settings=snakemake.params.gates,
             quality_reports=[Path(path) for path in snakemake.input.quality],
             cost_reports=[Path(path) for path in snakemake.input.cost],
+            cascade=Path(snakemake.input.cascade) if snakemake.input.cascade else None,
         )

@@ -5,5 +5,5 @@ from potstill.stages.clean import clean_rows
 
 if __name__ == "__main__":
     args = parse_arguments("rows", "output")
-    with job(args.log):
+    with job(args.log, notes=True):
         clean_rows(args.rows, args.output, settings=args.settings)

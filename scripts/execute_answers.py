@@ -5,7 +5,7 @@ from potstill.stages.execute import execute_rows
 
 if __name__ == "__main__":
     args = parse_arguments("rows", "gold", "variants*", "output")
-    with job(args.log):
+    with job(args.log, notes=True):
         execute_rows(
             args.rows,
             args.output,

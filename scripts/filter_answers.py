@@ -5,5 +5,5 @@ from potstill.stages.filter import filter_rows
 
 if __name__ == "__main__":
     args = parse_arguments("rows", "kept", "rejected")
-    with job(args.log):
+    with job(args.log, notes=True):
         filter_rows(args.rows, args.kept, args.rejected, settings=args.settings)

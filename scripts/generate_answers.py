@@ -4,9 +4,9 @@ import contextlib
 import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 from potstill.adaptive import solved_by, solved_in_round, target_reached
+from potstill.answers.place import opened_answers
 from potstill.config.model import load_model
 from potstill.environment import load_env_file
 from potstill.jobs import job, parse_arguments
@@ -24,7 +24,9 @@ def main() -> None:
         load_env_file(path)
     pace = {key: float(value) for key, _, value in (item.partition("=") for item in args.pace.split(","))}
     with contextlib.ExitStack() as scope:
-        model = scope.enter_context(started(load_model(args.model)))
+        model = load_model(args.model)
+        answers_dir = scope.enter_context(opened_answers(args.answers_dir, model.name))
+        model = scope.enter_context(started(model))
         generate_chunk(
             args.rows,
             args.answered,
@@ -33,7 +35,7 @@ def main() -> None:
             model=model,
             settings={**args.settings, **pace},
             concurrency=int(args.concurrency),
-            answers_dir=Path(args.answers_dir),
+            answers_dir=answers_dir,
             first_row=find_first_row(args.summary[0], args.rows) if args.summary else 0,
             skip=first_reason(find_reasons(scope)),
             # The jobs of a run share its budget.
@@ -45,9 +47,11 @@ def main() -> None:
 def find_reasons(scope: contextlib.ExitStack) -> list[Callable[[Row], str | None]]:
     """Return what may keep a row from being asked: another model's row or answer, a bad gold query, and so on."""
     reasons: list[Callable[[Row], str | None]] = []
-    if routes := json.loads(args.routes):
+    if args.routes:
+        routes = json.loads(args.routes)
         reasons.append(functools.partial(Router(routes).reason, alias=args.model.parent.name))
-    if execute := json.loads(args.execute):
+    if args.execute:
+        execute = json.loads(args.execute)
         gold = scope.enter_context(GoldCheck(args.gold[0], settings=execute))
         reasons.append(lambda row: "bad_gold" if gold.skips(row) else None)
     if args.held_out:
@@ -80,7 +84,7 @@ if __name__ == "__main__":
         "answered",
         "failed",
         "not-asked",
-        values=("answers-dir", "concurrency", "pace", "execute", "routes"),
+        values=("answers-dir", "concurrency", "pace", "execute?", "routes?"),
     )
-    with job(args.log):
+    with job(args.log, notes=True):
         main()

@@ -8,7 +8,7 @@ from potstill.jobs import job
 from potstill.stages.merge import ChunkFiles, MergedFiles, merge_answers
 
 if __name__ == "__main__":
-    with job(snakemake.log[0]):
+    with job(snakemake.log[0], notes=True):
         files = snakemake.input
         # Without a filter there are no rejected files.
         ends = itertools.zip_longest(files.kept, files.get("rejected", []), files.failed, files.not_asked)

@@ -7,7 +7,7 @@ from potstill.prompts import Prompt
 from potstill.stages.prepare import Outputs, prepare_rows
 
 if __name__ == "__main__":
-    with job(snakemake.log[0]):
+    with job(snakemake.log[0], notes=True):
         templates = [Path(path) for path in snakemake.input.get("template", [])]
         prepare_rows(
             Outputs(

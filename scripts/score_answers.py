@@ -5,5 +5,5 @@ from potstill.stages.score import score_rows
 
 if __name__ == "__main__":
     args = parse_arguments("rows", "output")
-    with job(args.log):
+    with job(args.log, notes=True):
         score_rows(args.rows, args.output, settings=args.settings)

@@ -19,4 +19,6 @@ if __name__ == "__main__":
             page_rows=snakemake.params.page_rows,
             comparison=compare_runs(Path(earlier), folders[0].parent) if earlier else None,
             panels=Path(snakemake.output.overview).parent,
+            cascade=Path(snakemake.input.cascade) if snakemake.input.cascade else None,
+            agreement=Path(snakemake.input.agreement) if snakemake.input.agreement else None,
         )

@@ -7,7 +7,7 @@ from potstill.stages.stats import write_stats
 
 if __name__ == "__main__":
     with job(snakemake.log[0]):
-        files = {name: Path(path) for name, path in snakemake.input.items()}
+        files = {name: Path(path) for name, path in snakemake.input.items() if path}
         write_stats(
             files,
             Path(snakemake.output.stats),

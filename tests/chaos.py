@@ -138,14 +138,14 @@ class Campaign:
                 if process.wait() != 0:
                     raise ChaosError(f"the last start failed; see {run.folder / 'snakemake.log'}")
                 return
-            # A run that lives on after its kill, as it does when a worker dies, is struck again.
-            while self.strike(run, process) and process.poll() is None and self.goes_on(number):
-                pass
+            # A run that lives on, as it does when a worker dies or none was there to kill, is struck again.
+            while process.poll() is None and self.goes_on(number):
+                self.strike(run, process)
             if process.wait() == 0:
                 return
 
-    def strike(self, run: Run, process: subprocess.Popen[bytes]) -> bool:
-        """Wait for a moment and kill; say whether something was killed."""
+    def strike(self, run: Run, process: subprocess.Popen[bytes]) -> None:
+        """Wait for a moment and kill, if what is to be killed is there then."""
         kind = self.chance.choices(list(KINDS), list(KINDS.values()))[0]
         choose = {
             "controller": lambda: [process.pid],
@@ -170,7 +170,7 @@ class Campaign:
         rules = [rule for rule in map(rule_of, commands(run.folder)) if rule]
         victims = choose() if process.poll() is None else []
         if not victims:
-            return False
+            return
         kill(victims)
         self.kills.append(Kill(kind, len(victims), rules, in_flight))
         say(
@@ -178,7 +178,6 @@ class Campaign:
             f"{in_flight} requests in flight"
         )
         self.settle(run, process, kind)
-        return True
 
     def settle(self, run: Run, process: subprocess.Popen[bytes], kind: str) -> None:
         """Wait until what the kill ended has ended; a job that lives on without its controller is an error."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from potstill.errors import InputError
 from potstill.records import Row
-from potstill.rows import read_rows
+from potstill.rows import count_lines, read_rows
 
 #: A row that a sample of an earlier round has solved.
 SOLVED = "solved"
@@ -76,8 +77,9 @@ def target_reached(marker: Path, target: int, answered: Path) -> bool:
     """
     since = marker.stat().st_mtime_ns
     folders = (marker.parent, *(marker.parent / "rounds").glob("*"))
-    kept = [path for folder in folders for path in (folder / "filtered").glob("*.kept.jsonl")]
-    own = answered.parents[1] / "filtered" / f"{answered.stem}.kept.jsonl"
+    name, dot, ending = answered.name.partition(".")
+    kept = [path for folder in folders for path in (folder / "filtered").glob(f"*.kept{dot}{ending}")]
+    own = answered.parents[1] / "filtered" / f"{name}.kept{dot}{ending}"
     if _count_since(own, since):
         return False
     found = 0
@@ -93,8 +95,7 @@ def _count_since(path: Path, since: int) -> int:
     try:
         if path.stat().st_mtime_ns < since:
             return 0
-        with path.open("rb") as stream:
-            return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
-    except FileNotFoundError:
-        # Snakemake removes a job's outputs before the job.
+        return count_lines(path)
+    except (FileNotFoundError, InputError):
+        # Snakemake removes a job's outputs before the job: it may be gone between the look and the reading.
         return 0

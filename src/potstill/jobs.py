@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from potstill.contents import noted, notes_file
 from potstill.errors import PotstillError
 from potstill.logs import set_up_logging
 from potstill.processes import die_with_controllers
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def job(log: str | Path) -> Iterator[None]:
+def job(log: str | Path, *, notes: bool = False) -> Iterator[None]:
     """Run a script's body: everything it prints goes to the log, an error becomes one line and an exit status.
 
     The log's last line says how the job ended, with the exit status that Snakemake does not pass on: 75 try
@@ -28,6 +29,7 @@ def job(log: str | Path) -> Iterator[None]:
 
     Args:
         log: The rule's log file; each start of the job begins it anew.
+        notes: Whether the job leaves notes, beside its log, on the files of rows that it writes.
     """
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +40,8 @@ def job(log: str | Path) -> Iterator[None]:
     logger.info("begun")
     die_with_controllers()
     try:
-        yield
+        with noted(notes_file(path)) if notes else contextlib.nullcontext():
+            yield
     except PotstillError as error:
         _end(terminal, f"{error}", error.exit_status)
     except KeyboardInterrupt:
@@ -72,7 +75,7 @@ def parse_arguments(*files: str, values: Sequence[str] = ()) -> argparse.Namespa
 
     Args:
         files: Options that name files. One that ends in `*` may name none, or several.
-        values: Options that are plain text.
+        values: Options that are plain text. One that ends in `?` may be left out.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--log", type=Path, required=True)
@@ -83,5 +86,5 @@ def parse_arguments(*files: str, values: Sequence[str] = ()) -> argparse.Namespa
         else:
             parser.add_argument(f"--{name}", type=Path, required=True)
     for name in values:
-        parser.add_argument(f"--{name}", required=True)
+        parser.add_argument(f"--{name.removesuffix('?')}", required=not name.endswith("?"))
     return parser.parse_args()

@@ -25,7 +25,7 @@ VOLATILE_FIELDS = (
 
 #: Field name -> the stage that adds it.
 ADDED_FIELDS: dict[str, str] = {
-    **dict.fromkeys(("sample_id", "duplicate_of", "canonical_input", "messages"), "prepare"),
+    **dict.fromkeys(("sample_id", "duplicate_of", "duplicate_similarity", "canonical_input", "messages"), "prepare"),
     **dict.fromkeys(
         ("generation", "reasoning", "tool_calls", "finish_reason", "usage", "model", "sample_index"), "generate"
     ),

@@ -23,6 +23,7 @@ from potstill.config.run import STAGE_FOLDERS, Config, complete_config
 from potstill.errors import ConfigError
 from potstill.holders import hold, recover
 from potstill.readers import count_rows, expand_inputs
+from potstill.reports.files import keeps_stages, stage_ending
 from potstill.routing import get_routes
 
 #: The resource that generate jobs with a rate limit take one of.
@@ -31,6 +32,12 @@ RATE_LIMITED = "rate_limited_jobs"
 #: The folder that Snakemake keeps in the working directory.
 SNAKEMAKE_FOLDER = Path(".snakemake")
 
+#: Snakemake's own `--max-jobs-per-timespan`: jobs, and seconds.
+_DEFAULT_JOB_RATE = (100, 1)
+
+#: Bytes of input from which on `chunks.compress: auto` packs: what no one opens in an editor any more.
+_PACKED_FROM = 4 << 20
+
 _DATABASE_ENDINGS = {".sqlite", ".sqlite3", ".db", ".duckdb"}
 
 #: Flags with which Snakemake looks at a workflow and runs nothing.
@@ -38,6 +45,18 @@ _LOOKING = re.compile(
     r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run|--dag|--rulegraph|--filegraph|--d3dag|--lint|--report|--summary|-S"
     r"|--detailed-summary|-D|--list.*|-l|--unlock|--cleanup-metadata|--delete-.*|--archive|--containerize|--touch|-t"
 )
+
+
+#: A brace that opens no object of a JSON text.
+_BRACE_IN_TEXT = re.compile(r'\{(?=[^"}])')
+
+
+def to_parameter(value: Any) -> str:
+    """Return a value as JSON that can stand among a rule's params.
+
+    A brace inside a text (`dbname={db_id}`) is escaped: Snakemake would take it for a wildcard.
+    """
+    return _BRACE_IN_TEXT.sub(r"\\u007b", json.dumps(value, ensure_ascii=False))
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,21 @@ class Plan:
         return f"{self.config['output_dir'].rstrip('/')}/{self.config['run']}"
 
     @property
+    def ending(self) -> str:
+        """The ending of a chunk's files."""
+        return stage_ending(self.config)
+
+    @property
+    def keeps_stages(self) -> bool:
+        """Whether the files of stages stay when nothing needs them any more."""
+        return keeps_stages(self.config)
+
+    @property
+    def keeps_filtered(self) -> bool:
+        """Whether a chunk's kept and rejected rows stay: with a target they are counted in later runs too."""
+        return self.keeps_stages or self.has_target
+
+    @property
     def models(self) -> dict[str, Any]:
         """The models of the config, by alias."""
         return {model["alias"]: model for model in self.config["models"]}
@@ -95,7 +129,7 @@ class Plan:
         """What decides which rows are kept, as JSON: with a change, rows that were kept before do not count any more."""
         stages = {stage: self.config[stage] for stage in (*list(STAGE_FOLDERS)[1:], "filter", "rounds", "cascade")}
         generate = self.without(self.config["generate"], *self.pace_keys)
-        return json.dumps({"generate": generate, **stages, "routes": self.routes}, ensure_ascii=False)
+        return to_parameter({"generate": generate, **stages, "routes": self.routes})
 
     @property
     def priority(self) -> int:
@@ -141,7 +175,7 @@ class Plan:
         if number == 1:
             return []
         before = alias if number == 2 else f"{alias}/rounds/{number - 1}"
-        not_asked = f"{self.folder}/{{model}}/generated/{{chunk}}.not_asked.jsonl"
+        not_asked = f"{self.folder}/{{model}}/generated/{{chunk}}.not_asked{self.ending}"
         return [path.format(model=before, chunk=chunk) for path in (self.kept_output, *self.rejected_output, not_asked)]
 
     def round_settings(self, folder: str) -> str:
@@ -166,27 +200,27 @@ class Plan:
 
     def stage_output(self, stage: str) -> str:
         """Return the path pattern of a chunk after a stage."""
-        return f"{self.folder}/{{model}}/{STAGE_FOLDERS[stage]}/{{chunk}}.jsonl"
+        return f"{self.folder}/{{model}}/{STAGE_FOLDERS[stage]}/{{chunk}}{self.ending}"
 
-    def stage_input(self, stage: str) -> str:
-        """Return the path pattern that a stage reads: the output of the nearest stage before it that is on."""
+    def stage_before(self, stage: str) -> str:
+        """Return the stage whose rows a stage reads: the nearest one before it that is on."""
         stages = list(STAGE_FOLDERS)
         before = stages[: stages.index(stage)] if stage in stages else stages
-        return self.stage_output(next(name for name in reversed(before) if self.has(name)))
+        return next(name for name in reversed(before) if self.has(name))
 
     @property
     def kept_output(self) -> str:
         """The path pattern of a chunk's kept rows: the filter's, or the last stage's where there is no filter."""
         return (
-            f"{self.folder}/{{model}}/filtered/{{chunk}}.kept.jsonl"
+            f"{self.folder}/{{model}}/filtered/{{chunk}}.kept{self.ending}"
             if self.has("filter")
-            else self.stage_input("filter")
+            else self.stage_output(self.stage_before("filter"))
         )
 
     @property
     def rejected_output(self) -> list[str]:
         """The path pattern of a chunk's rejected rows; none without a filter."""
-        return [f"{self.folder}/{{model}}/filtered/{{chunk}}.rejected.jsonl"] if self.has("filter") else []
+        return [f"{self.folder}/{{model}}/filtered/{{chunk}}.rejected{self.ending}"] if self.has("filter") else []
 
     @property
     def gold_audit(self) -> list[str]:
@@ -233,6 +267,25 @@ class Plan:
         return [] if self.config["generate"]["max_rows"] is None else [f"{self.folder}/prepared/summary.json"]
 
     @property
+    def generate_options(self) -> str:
+        """The options of the command of `generate_answers` for what is switched on.
+
+        Each option costs time in every job of the DAG, so that the others are left out.
+        """
+        options = {
+            "gold": ("input", self.skips_bad_gold),
+            "execute": ("params", self.skips_bad_gold),
+            "summary": ("input", bool(self.pilot_summary)),
+            "held_out": ("input", bool(self.students)),
+            "solved": ("input", bool(self.cascade)),
+            "target": ("input", self.has_target),
+            "round_before": ("input", len(self.rounds) > 1),
+            "routes": ("params", bool(self.routes)),
+            "env_file": ("params", bool(self.env_files)),
+        }
+        return "".join(f" --{name.replace('_', '-')} {{{kind}.{name}:q}}" for name, (kind, on) in options.items() if on)
+
+    @property
     def env_files(self) -> list[str]:
         """The files of variables that jobs read."""
         env_file = self.config["environment"]["env_file"]
@@ -271,7 +324,7 @@ class Plan:
         settings = self.without(self.config[stage], *without)
         if stage in ("score", "filter"):
             settings["dialect"] = self.dialect
-        return json.dumps(settings, ensure_ascii=False)
+        return to_parameter(settings)
 
     @property
     def dialect(self) -> str:
@@ -293,6 +346,8 @@ class Plan:
                 targets.append(f"{self.folder}/{model}/export/summary.json")
         if self.cascade:
             targets.append(f"{self.folder}/cascade/merged.jsonl")
+            if self.config["export"] is not None:
+                targets.append(f"{self.folder}/cascade/export/summary.json")
         if self.students:
             targets.append(f"{self.folder}/score_agreement.json")
         return targets
@@ -338,6 +393,8 @@ def plan_run(
     completed = complete_config(_retype(config, overrides or {}), where)
     inputs = expand_inputs(completed["input"]["path"])
     chunks = completed["chunks"]
+    if chunks["compress"] == "auto":
+        chunks["compress"] = "zst" if sum(path.stat().st_size for path in inputs) >= _PACKED_FROM else "none"
     count = chunks["count"] if "count" in chunks else count_chunks(_count_input(inputs), chunks["rows"])
     return Plan(completed, inputs, chunk_names(count))
 
@@ -388,6 +445,20 @@ def refuse_keep_incomplete(asked: bool) -> None:
             "of a job that failed for a whole one, and the next run would merge too few rows without a word. Leave it out: every "
             "answer that was paid for is in the answer store anyway, and is not asked for again"
         )
+
+
+def lift_job_rate(settings: Any) -> None:
+    """Take away Snakemake's default limit of 100 jobs a second; one that the user has set stays.
+
+    With a limit, each look at the jobs sets a timer for another one, and those timers never end: after some hundred
+    jobs Snakemake 9.27 looks hundreds of times a second, and takes a whole core.
+
+    Args:
+        settings: Snakemake's scheduling settings; None where nothing is going to run.
+    """
+    limit = getattr(settings, "max_jobs_per_timespan", None)
+    if limit is not None and (limit.max_jobs, limit.timespan) == _DEFAULT_JOB_RATE:
+        settings.max_jobs_per_timespan = None
 
 
 def enter_folder(plan: Plan, arguments: Sequence[str]) -> None:

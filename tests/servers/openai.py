@@ -95,6 +95,40 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+#: How often the server looks whether it runs.
+_TICK_S = 0.005
+
+
+class Gate:
+    """What one key was told to wait for, on this server's own clock."""
+
+    def __init__(self) -> None:
+        self.fresh: collections.deque[tuple[float, float, float]] = collections.deque()
+        self.until = 0.0
+        self.told_until = 0.0
+        self.slowest = 0.0
+
+    def close(self, now: float, seconds: float, stalled: float) -> None:
+        """Note what a reply says that leaves now, and how long this server has been stalled so far."""
+        self.told_until = max(self.told_until, now + seconds)
+        self.fresh.append((now, now + seconds, stalled))
+
+    def is_early(self, now: float, grace_s: float, stalled: float) -> bool:
+        """Return whether a request that arrives now should not have been sent.
+
+        Time in which this server itself did not run, and let requests lie, does not count.
+
+        What was on its way when the word came is not early: each word counts only `grace_s` after it was said. (To
+        count from the first of several words would blame a request that left when that one's time was over, just
+        before the next word arrived.)
+        """
+        while self.fresh and self.fresh[0][0] + grace_s + (stalled - self.fresh[0][2]) < now:
+            self.until = max(self.until, self.fresh.popleft()[1])
+        if now < self.told_until - 0.01 and self.until < now:
+            self.slowest = max(self.slowest, now - self.fresh[0][0] - (stalled - self.fresh[0][2]))
+        return now < self.until - 0.01
+
+
 class Teacher:
     """What the server knows and has seen."""
 
@@ -112,11 +146,35 @@ class Teacher:
         self.cut = 0
         self.requests = 0
         self.other: collections.Counter[str] = collections.Counter()
-        self.closed_until: dict[str, tuple[float, float]] = {}
+        self.gates: dict[str, Gate] = collections.defaultdict(Gate)
         self.bodies: collections.deque[Any] = collections.deque(maxlen=200)
         self.level = float(self.settings["bucket_burst"])
         self.level_at = time.monotonic()
+        self.stalled = 0.0
+        self.turn_at: float | None = None
         self.arrivals: collections.deque[float] = collections.deque(maxlen=200_000)
+
+    def say_later(self, key: str, until: float) -> None:
+        """Note that a key was told to wait."""
+        now = time.monotonic()
+        self.gates[key].close(now, max(0.0, until - now), self.stalled)
+
+    def looked_at(self) -> float:
+        """Return when the loop last looked at its sockets: what is read now had come by then, whatever was said since."""
+        if self.turn_at is None:
+            self.turn_at = time.monotonic()
+            asyncio.get_running_loop().call_soon(self.end_turn)
+        return self.turn_at
+
+    def end_turn(self) -> None:
+        self.turn_at = None
+
+    async def watch_itself(self) -> None:
+        """Count the seconds in which this server should have run and did not."""
+        while True:
+            asleep = time.monotonic()
+            await asyncio.sleep(_TICK_S)
+            self.stalled += max(0.0, time.monotonic() - asleep - 2 * _TICK_S)
 
     def stats(self) -> dict[str, Any]:
         counts = sorted(self.sends.values())
@@ -130,6 +188,8 @@ class Teacher:
             "in_flight": self.in_flight,
             "most_in_flight": self.most_in_flight,
             "early": self.early,
+            "stalled_s": round(self.stalled, 3),
+            "slowest_reaction_s": round(max((gate.slowest for gate in self.gates.values()), default=0.0), 4),
             "cut": self.cut,
             "other": dict(self.other),
         }
@@ -273,7 +333,7 @@ class Connection(asyncio.Protocol):
         """Count a request and return what serves it, or None if it was served at once."""
         teacher, settings = self.teacher, self.teacher.settings
         teacher.requests += 1
-        now = time.monotonic()
+        now = teacher.looked_at()
         teacher.arrivals.append(now)
         body = orjson.loads(raw)
         row = row_of(body)
@@ -282,9 +342,7 @@ class Connection(asyncio.Protocol):
         if settings["remember"]:
             teacher.bodies.append(body)
         key = headers.get(b"authorization", b"").decode("latin-1")
-        until, told_at = teacher.closed_until.get(key, (0.0, 0.0))
-        if now < until - 0.01 and now > told_at + settings["grace_s"]:
-            teacher.early += 1
+        teacher.early += teacher.gates[key].is_early(now, settings["grace_s"], teacher.stalled)
         fault = teacher.draw(row, number)
         if settings["down"]:
             fault = {"refuse": "disconnect", "blackhole": "blackhole"}.get(settings["down"], settings["down"])
@@ -474,9 +532,8 @@ class Connection(asyncio.Protocol):
             seconds, header = date - time.time(), f"Retry-After: {email.utils.formatdate(date, usegmt=True)}\r\n"
         else:
             seconds, header = float(value), f"Retry-After: {value}\r\n"
-        until, told = self.teacher.closed_until.get(key, (0.0, 0.0))
-        if now + seconds > until:
-            self.teacher.closed_until[key] = (now + seconds, now if now >= until else told)
+        # The loop writes the reply at the end of its turn, after all that it reads in this one.
+        asyncio.get_running_loop().call_soon(self.teacher.say_later, key, now + seconds)
         return header
 
     async def break_connection(self, fault: str, body: Any, row: str, number: int) -> None:
@@ -579,7 +636,9 @@ async def serve(port: int, settings: dict[str, Any]) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    watch = asyncio.create_task(teacher.watch_itself())
     await stopped.wait()
+    watch.cancel()
     server.close()
 
 

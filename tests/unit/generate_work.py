@@ -71,4 +71,5 @@ class Work:
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Return the rows of an output file."""
-        return [json.loads(line) for line in (self.folder / f"{name}.jsonl").read_text().splitlines()]
+        with (self.folder / f"{name}.jsonl").open(newline="\n") as stream:  # other line ends may stand in a text
+            return [json.loads(line) for line in stream]

@@ -84,6 +84,10 @@ def test_a_target_counts_the_kept_rows_of_all_rounds_since_they_were_decided(tmp
     assert found == {"0001": False, "0002": True, "0003": True, "0004": True}
     assert not target_reached(marker, 4, generated / "0004.jsonl")
     assert target_reached(marker, 3, tmp_path / "rounds/3/generated/0001.jsonl")
+    # Packed files are those of a run with packed files, and of no other.
+    assert not target_reached(marker, 1, generated / "0004.jsonl.zst")
+    publish_rows(tmp_path / "filtered/0001.kept.jsonl.zst", rows("a"))
+    assert target_reached(marker, 1, generated / "0004.jsonl.zst")
 
 
 def test_files_side_by_side_keep_the_order_of_the_input(tmp_path: Path) -> None:

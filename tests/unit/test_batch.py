@@ -14,10 +14,13 @@ import pytest
 
 from potstill.answers.store import AnswerStore
 from potstill.cli import main
+from potstill.config.model import Prices
 from potstill.errors import ConfigError, TryAgainError
 from potstill.generate import batch as batches
 from potstill.generate.batch_api import BatchApi
 from potstill.generate.batch_files import BatchFolder, find_batches
+from potstill.generate.costs import by_batch, cost_of
+from potstill.generate.reply import add_usage
 from potstill.records import VOLATILE_FIELDS
 from tests.servers.batch import DEFAULTS
 from tests.servers.handle import Server, running
@@ -48,8 +51,9 @@ def _run(work: Work, **settings: Any) -> Any:
 
 
 def _steady(work: Work, name: str = "answered") -> list[dict[str, Any]]:
-    """Return the output without the fields that differ from run to run."""
-    return [{key: value for key, value in row.items() if key not in VOLATILE_FIELDS} for row in work.read(name)]
+    """Return the output without the fields that differ from run to run, and without what says that it came by batch."""
+    rows = [{key: value for key, value in row.items() if key not in VOLATILE_FIELDS} for row in work.read(name)]
+    return [row | {"usage": row["usage"] and {**row["usage"], "batch": None}} for row in rows]
 
 
 def _paid(work: Work) -> dict[str, int]:
@@ -349,6 +353,44 @@ def test_money_is_booked_and_bounds_new_batches(work: Work) -> None:
     work.rows("a", "b", "c")
     counts = _run(work, budget=0.00005)
     assert (counts.answered, counts.not_asked, work.server.stats()["sizes"]) == (2, 1, [2])
+
+
+def test_batches_are_cheaper(work: Work) -> None:
+    """`batch_discount` is taken off what a batch brought, and off nothing that was asked online."""
+    work.client = {"max_retries": 0}
+    work.more = {"prices": {"input": 1000, "output": 2000, "batch_discount": 0.5}}
+    work.server.control(rows={"late": "expired"})
+    work.rows("a", "late")
+    counts = _run(work)
+    cheap, full = (row["usage"] for row in work.read("answered"))
+    assert cheap["cost"] == pytest.approx(0.5 * (cheap["prompt_tokens"] * 1e-3 + cheap["completion_tokens"] * 2e-3))
+    assert full["cost"] == pytest.approx(full["prompt_tokens"] * 1e-3 + full["completion_tokens"] * 2e-3)
+    assert counts.cost == pytest.approx(cheap["cost"] + full["cost"])
+
+
+def test_an_answer_bought_both_ways_has_both_prices(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch's answer that is mended online is paid at the batch's price and at the full one."""
+    usage = by_batch({"prompt_tokens": 10, "completion_tokens": None})
+    both = add_usage(usage, {"prompt_tokens": 100, "completion_tokens": 4})
+    twice = add_usage(both, usage)
+    assert both == {
+        "prompt_tokens": 110,
+        "completion_tokens": 4,
+        "batch": {"prompt_tokens": 10, "completion_tokens": None},
+    }
+    assert twice is not None and twice["batch"]["prompt_tokens"] == 20
+    prices = Prices(input=1e6, output=1e6, batch_discount=0.4)
+    assert cost_of(twice, prices) == pytest.approx(120 + 4 - 0.4 * 20)
+
+
+def test_later_rounds_have_samples_of_their_own(work: Work) -> None:
+    """A round asks in batches for its own samples, not again for those of the first one."""
+    work.rows("a")
+    _run(work, samples=2)
+    _run(work, samples=2, first_sample=2)
+    assert [row["sample_index"] for row in work.read("answered")] == [2, 3]
+    stats = work.server.stats()
+    assert (stats["sizes"], stats["online"]) == ([2, 2], {})
 
 
 def test_a_pilot_and_offline_send_no_more_than_they_may(work: Work) -> None:

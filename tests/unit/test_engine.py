@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from potstill.errors import ConfigError, InputError, TryAgainError
-from potstill.generate import endpoints, engine
+from potstill.generate import endpoints, engine, limits
 from tests.servers.handle import Server, running
 from tests.unit.generate_work import Work
 
@@ -402,6 +402,28 @@ def test_retry_after_holds_back_every_request(work: Work, form: str) -> None:
     work.rows(*_names(200))
     assert work.run(concurrency=4).answered == 200
     assert work.server.stats()["early"] == 0
+
+
+def test_a_client_that_waits_too_little_is_noticed(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake's count of early requests is not blind: a gate that opens at half time is caught."""
+    whole = limits.Gate.close
+    monkeypatch.setattr(limits.Gate, "close", lambda gate, now, seconds: whole(gate, now, seconds / 2))
+    work.server.control(rows={"row 5": ["429"]}, retry_after="0.6", grace_s=0.1, latency_s=0.01)
+    work.rows(*_names(100))
+    assert work.run(concurrency=4).answered == 100
+    assert work.server.stats()["early"] > 0
+
+
+def test_a_server_that_says_now_and_means_later(work: Work) -> None:
+    """`Retry-After: 0` to every request does not make us send as fast as we can."""
+    work.server.control(faults={"429": 1.0}, retry_after="0")
+    work.rows(*_names(40))
+    timer = threading.Timer(1.5, lambda: work.server.control(faults={}))
+    timer.start()
+    counts = work.run(concurrency=8)
+    timer.join()
+    assert (counts.answered, counts.failed) == (40, 0)
+    assert work.server.stats()["requests"] < 300
 
 
 def test_random_rate_limits_do_not_collapse_the_window(work: Work) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,6 +61,52 @@ def test_a_full_disk_is_exit_75_and_nothing_is_lost(teacher: Server, tmp_path: P
         verify, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     assert "300 records whole, 0 damaged" in checked.stdout
+
+
+def _can_mount() -> bool:
+    words = ["unshare", "--user", "--map-root-user", "--mount", "true"]
+    return (
+        shutil.which("unshare") is not None and subprocess.run(words, capture_output=True, check=False).returncode == 0
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _can_mount(), reason="no mount without root here")
+@pytest.mark.parametrize("kilobytes", [40, 120, 400])
+def test_a_disk_that_is_really_full(teacher: Server, tmp_path: Path, kilobytes: int) -> None:
+    """On a small filesystem of its own the command ends with 75; with room again it goes on, and nothing is corrupt."""
+    teacher.control(latency_s=0.01, reset=True)
+    _files(tmp_path, teacher.url, 600)
+    words = [sys.executable, "-m", "potstill", "generate", "--input-path", "rows.jsonl", "--output-path", "disk/out"]
+    command = shlex.join([*words, "--model-config", "model.yaml"])
+    verify = shlex.join([sys.executable, "-m", "potstill", "answers", "verify", "--answers-dir", "disk/out/answers"])
+    (tmp_path / "disk").mkdir()
+    script = f"""
+    mount -t tmpfs -o size={kilobytes}k tmpfs disk || exit 99
+    {command}; echo "first: $?"
+    ls disk/out
+    {command}; echo "second: $?"
+    mount -o remount,size=64m disk
+    {command}; echo "third: $?"
+    {verify}
+    wc -l disk/out/rows.jsonl
+    """
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "first: 75" in done.stdout and "second: 75" in done.stdout, done.stdout + done.stderr
+    assert "third: 0" in done.stdout, done.stdout + done.stderr
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert " 0 damaged" in done.stdout
+    assert "600 disk/out/rows.jsonl" in done.stdout
+    assert "\nrows.jsonl" not in done.stdout.partition("second")[0]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from potstill.cli import main
 from potstill.generate.estimate import estimate
-from tests.servers.handle import running
+from tests.servers.handle import Server, running
 from tests.unit.generate_work import Work
 
 
@@ -28,6 +28,16 @@ def test_a_pilot_makes_the_estimate_exact(tmp_path: Path) -> None:
     assert (before.requests, after.requests, after.reused) == (60, 40, 20)
     assert before.cost[1] - before.cost[0] > 3 * (after.cost[1] - after.cost[0])
     assert after.cost[0] <= cost <= after.cost[1]
+
+
+def test_batches_are_estimated_at_their_price(tmp_path: Path) -> None:
+    """With a discount for batches, an estimate of a run in batches is so much lower."""
+    prices = {"input": 1000, "output": 2000, "batch_discount": 0.25}
+    work = Work(tmp_path, Server("http://127.0.0.1:9/v1", None), more={"prices": prices})  # type: ignore[arg-type]
+    rows = [{"messages": [{"role": "user", "content": f"row {number}"}]} for number in range(9)]
+    online = estimate(work.model(), rows, 9, tmp_path / "answers").cost
+    batch = estimate(work.model(), rows, 9, tmp_path / "answers", batch=True).cost
+    assert online is not None and batch == pytest.approx([0.75 * online[0], 0.75 * online[1]])
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

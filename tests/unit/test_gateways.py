@@ -207,6 +207,16 @@ def test_a_proxy_that_is_not_there_is_an_outage(tmp_path: Path) -> None:
         ask(tmp_path, server.url, client={"proxy": "http://127.0.0.1:9"}, outage_timeout_s=0.5)
 
 
+def test_a_server_of_ones_own_needs_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that potstill starts on this machine is asked directly, whatever proxy the environment names."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with serving(answer) as server:
+        work = work_of(tmp_path, server.url)
+        work.more = {"server": {"command": "true"}}
+        work.rows("a")
+        assert work.run().answered == 1
+
+
 def test_a_proxy_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A SOCKS proxy is named in a clear error, wherever it was set."""
     with serving(answer) as server:

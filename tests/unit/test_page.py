@@ -20,6 +20,8 @@ from potstill.reports.page import PANELS, write_page
 from potstill.reports.quality import write_quality_report
 from potstill.reports.sample import pick_rows, share_out
 from potstill.reports.timing import model_benchmarks, write_timing_report
+from potstill.rows import publish_json
+from potstill.student import score_agreement
 from tests.unit.browser import Page, open_browser
 from tests.unit.report_runs import make_config, make_rows, make_run, write_model
 
@@ -307,6 +309,112 @@ def test_page_shows_a_comparison(browser: Page, tmp_path: Path) -> None:
     text = browser.run("return document.getElementById('comparison').textContent")
     assert "<b>earlier</b>" in text
     assert ends["rejected"][-1]["sample_id"] in text
+
+
+ROUND: Row = {
+    "round": 1,
+    "samples_per_row": 2,
+    "rows_asked": 60,
+    "rows_solved": 31,
+    "rows_solved_so_far": 31,
+    "pass_at_k": 0.516666,
+    "cost": 0.0123,
+    "cost_per_solved_row": 0.0123 / 31,
+}
+STEP: Row = {
+    "alias": "teacher",
+    "samples_asked": 60,
+    "rejected": 20,
+    "failed": 3,
+    "solved": 37,
+    "cost": None,
+    "cost_per_solved_row": None,
+    "solved_so_far": 37,
+    "cost_so_far": None,
+    "cost_per_solved_row_so_far": None,
+}
+CASCADE: Row = {
+    "rows": 60,
+    "solved": 48,
+    "models": [STEP, {**STEP, "alias": "<i>large</i>", "solved": 11, "cost": 2.5, "cost_per_solved_row": 2.5 / 11}],
+    "quality": {"total": 60, "kept": 48, "p_keep": 0.8},
+    "cost": {"cost_total": None},
+}
+
+
+@pytest.fixture(scope="module")
+def adaptive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with rounds, a cascade and a student."""
+    run_dir = make_run(tmp_path_factory.mktemp("adaptive"))
+    write_reports(run_dir)
+    reports = run_dir / "teacher" / "reports"
+    cost = json.loads((reports / "cost_report.json").read_text())
+    further = {**ROUND, "round": 2, "samples_per_row": 4, "rows_solved": 5, "pass_at_k": 0.6}
+    publish_json(reports / "cost_report.json", {**cost, "rounds": [ROUND, further]})
+    publish_json(run_dir / "cascade.json", CASCADE)
+    scores = {str(number): number / 10 for number in range(10)}
+    student = score_agreement(scores, {**scores, "3": 0.9, "4": None})
+    publish_json(run_dir / "agreement.json", {"students": {"tuned": student}})
+    config = {**make_config(("teacher",)), "gates": {"min_p_keep": 0.9}}
+    page = run_dir / "report.html"
+    extras = {"cascade": run_dir / "cascade.json", "agreement": run_dir / "agreement.json"}
+    write_page(page, model_folders=[run_dir / "teacher"], config=config, panels=run_dir / "panels", **extras)
+    return page
+
+
+def _table(browser: Page, section: str) -> list[list[str | None]]:
+    rows: list[list[str | None]] = browser.run(
+        f"""return [...document.querySelector('#{section} table').tBodies[0].rows].map(row =>
+              [...row.cells].map(cell => cell.querySelector('data')?.value ?? cell.textContent))"""
+    )
+    return rows
+
+
+def test_page_shows_rounds_cascade_and_students(browser: Page, adaptive: Path) -> None:
+    """Each number of the rounds, of the cascade's models and of the student's agreement is the report's own."""
+    browser.open(adaptive.as_uri())
+    first, second = _table(browser, "rounds")
+    assert [float(str(value)) for value in first[1:]] == [float(value) for value in ROUND.values()]
+    assert (second[1], second[6]) == ("2", "0.6")
+    small, large = _table(browser, "cascade")
+    assert small == ["teacher", "60", "37", "20", "3", "–", "–", "37", "–", "–"]
+    assert (large[0], large[2], float(str(large[6]))) == ("<i>large</i>", "11", 2.5 / 11)
+    (student,) = _table(browser, "agreement")
+    assert student[:3] == ["tuned", "9", "1"]
+    assert float(str(student[5])) == pytest.approx(0.6 / 9)
+    (gate,) = _table(browser, "gates")
+    assert (gate[0], gate[1], gate[2], gate[4]) == ("min_p_keep", "cascade", "0.8", "not met")
+    assert browser.complaints() == []
+
+
+def test_new_sections_speak_chinese_and_fit_a_phone(browser: Page, adaptive: Path) -> None:
+    """No text of these sections is left in English after the switch, and the page is not wider than a phone."""
+    browser.open(adaptive.as_uri())
+    browser.resize(360)
+    browser.run("document.getElementById('language').click()")
+    left = browser.run(
+        """return [...document.querySelectorAll(':is(#rounds, #cascade, #agreement, nav) [data-t]')]
+             .filter(node => node.textContent === node.dataset.text).map(node => node.textContent)"""
+    )
+    assert left == []
+    assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
+    browser.run("document.getElementById('language').click()")
+    browser.resize(1280)
+
+
+def test_panels_carry_the_new_sections(adaptive: Path) -> None:
+    """`snakemake --report` shows rounds and cascade with the cost, students with the quality."""
+    cost, quality = ((adaptive.parent / f"panels/{name}.html").read_text() for name in ("cost", "quality"))
+    assert 'id="rounds"' in cost
+    assert 'id="cascade"' in cost
+    assert 'id="agreement"' in quality
+    assert 'id="rounds"' not in quality
+
+
+def test_a_run_without_them_has_no_such_sections(sample: Path) -> None:
+    """Rounds, cascade and students take no place where there are none."""
+    text = sample.read_text()
+    assert not re.findall(r'id="(rounds|cascade|agreement)"', text)
 
 
 def test_sample_holds_every_stratum() -> None:

@@ -16,7 +16,7 @@ from potstill.errors import PotstillError
 from potstill.reports.agreement import Agreement
 from potstill.reports.cost import with_times, write_cost_report
 from potstill.reports.files import ModelFiles
-from potstill.reports.gates import check_gates, enforce_gates
+from potstill.reports.gates import check_gates, enforce_gates, evaluate_run
 from potstill.reports.numbers import MAX_NAMES, OTHER, Names, Numbers, percentile
 from potstill.reports.quality import count_kept, write_quality_report
 from potstill.reports.times import parse_time
@@ -342,3 +342,17 @@ class TestGates:
         output = self.check(run_dir, {"min_gold_match_rate": 0.0, "max_cost_per_accepted_row": 5})
         gates = json.loads(output.read_text())["gates"]
         assert [(gate["met"], gate["value"]) for gate in gates] == [(False, None), (False, None)]
+
+
+def test_gates_of_a_cascade() -> None:
+    """The cascade's result keeps the limits in the place of its models, unless `of` names others."""
+    good, bad = {"p_keep": 0.9}, {"p_keep": 0.2}
+    models: dict[str, Any] = {"small": (bad, None), "large": (bad, None), "other": (good, None)}
+    cascade = {"quality": good, "cost": {}, "models": [{"alias": "small"}, {"alias": "large"}]}
+
+    def names(settings: dict[str, Any], summary: dict[str, Any] | None = cascade) -> list[tuple[str, bool]]:
+        return [(gate.model, gate.met) for gate in evaluate_run({"min_p_keep": 0.5, **settings}, models, summary)]
+
+    assert names({"of": None}) == [("other", True), ("cascade", True)]
+    assert names({"of": ["large", "cascade"]}) == [("large", False), ("cascade", True)]
+    assert names({}, None) == [("small", False), ("large", False), ("other", True)]

@@ -18,6 +18,7 @@ from potstill.stages.score import score_rows
 
 GOLD = {"exec_pass": True, "gold_match": True, "result_signature": "g"}
 WRONG = {"exec_pass": True, "gold_match": False, "result_signature": "w"}
+NO_COPIES = {"variant_match": None, "variant_count": None}
 NO_GOLD = {"exec_pass": True, "gold_match": None, "result_signature": "n"}
 BROKEN = {"exec_pass": False, "gold_match": False, "exec_error_class": "syntax_error", "result_signature": None}
 
@@ -139,7 +140,13 @@ def test_a_kept_row_says_so(tmp_path: Path) -> None:
         ({"exec_error_class": "syntax_error"}, {"reject_classes": ["timeout"]}, []),
         ({"variant_match": 3, "variant_count": 3}, {"require": ["variant_match"]}, []),
         ({"variant_match": 2, "variant_count": 3}, {"require": ["variant_match"]}, ["variant_mismatch"]),
-        ({"variant_match": None, "variant_count": None}, {"require": ["variant_match"]}, ["variant_mismatch"]),
+        ({**WRONG, **NO_COPIES}, {"require": ["variant_match"]}, ["variant_mismatch"]),
+        ({**NO_GOLD, **NO_COPIES}, {"require": ["variant_match"]}, ["gold_not_usable"]),
+        ({**BROKEN, **NO_COPIES}, {"require": ["variant_match"]}, ["exec_error", "variant_mismatch"]),
+        ({**GOLD, "variant_match": 0, "variant_count": 0}, {"require": ["variant_match"]}, ["variants_not_usable"]),
+        ({**GOLD, "score": None}, {"min_score": 0.5}, ["no_score"]),
+        ({**BROKEN, "score": None}, {"min_score": 0.5}, ["exec_error", "no_score"]),
+        ({**GOLD, "score": None}, {}, []),
         ({}, {"min_chars": 16}, ["too_short"]),
         ({}, {"max_chars": 14}, ["too_long"]),
         ({}, {"min_chars": 15, "max_chars": 15}, []),
@@ -184,7 +191,38 @@ def test_a_check_needs_its_field(tmp_path: Path, settings: dict[str, Any]) -> No
     with pytest.raises(ConfigError, match="needs the field"):
         sift(tmp_path, [row()], **settings)
     with pytest.raises(ConfigError, match="and that stage is off"):
-        check_stages(settings, ["generate", "clean"])
+        check_stages(settings, {"execute": None, "score": None})
+
+
+EXECUTE = {"variants": 0, "gold_field": "gold_sql"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "execute", "message"),
+    [
+        ({"require": ["variant_match"]}, EXECUTE, r"filter\.require: variant_match.*set execute\.variants"),
+        ({"require": ["gold_match"]}, {**EXECUTE, "gold_field": None}, r"filter\.require: gold_match: no row has gold"),
+        (
+            {"reject": ["truncated", "used_clock"]},
+            None,
+            r"filter\.reject: used_clock: no row is marked so; set `execute`",
+        ),
+        ({"reject": ["select_star"]}, EXECUTE, r"filter\.reject: select_star.*set `score\.signals`"),
+        ({"reject_classes": ["timeout"]}, None, r"filter\.reject_classes: nothing is executed"),
+    ],
+)
+def test_what_no_row_can_have_is_not_asked_for(
+    settings: dict[str, Any], execute: dict[str, Any] | None, message: str
+) -> None:
+    """A check that would reject every row, or none, whatever the teacher says, is an error of the config."""
+    with pytest.raises(ConfigError, match=message):
+        check_stages(settings, {"execute": execute, "score": {"signals": False}})
+
+
+def test_what_rows_can_have_is_asked_for() -> None:
+    """With the stages set as the checks need them nothing is said."""
+    settings = {"require": ["variant_match"], "reject": ["used_clock", "cross_join"], "reject_classes": ["timeout"]}
+    check_stages(settings, {"execute": {**EXECUTE, "variants": 2}, "score": {"signals": True}})
 
 
 def test_an_unknown_reason_is_an_error(tmp_path: Path) -> None:
@@ -382,6 +420,7 @@ failing = shop_checks:failing
 broken = shop_checks:missing
 [potstill.scorers]
 brevity = shop_checks:brevity
+silent = shop_checks:silent
 """
 
 
@@ -393,6 +432,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata.mkdir(parents=True)
     (site / "shop_checks.py").write_text(
         example() + "\n\ndef failing(settings):\n    return lambda row: row['absent']\n"
+        "\n\ndef silent(settings):\n    return lambda row: None\n"
     )
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shop-checks\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
@@ -429,6 +469,27 @@ def test_a_users_scorer_without_execution(tmp_path: Path) -> None:
     """Where nothing was executed the scorers alone make the score."""
     (scored,) = score(tmp_path, [row()], scorers=[{"name": "brevity", "weight": 0.5, "settings": {"chars": 30}}])
     assert scored["score"] == 0.5
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("weight", "wanted", "unscored"), [(0.5, None, 1), (0.0, 1.0, 0)], ids=["with a weight", "as a field only"]
+)
+def test_a_scorer_without_a_number(tmp_path: Path, weight: float, wanted: float | None, unscored: int) -> None:
+    """A row to which a scorer with a weight gives no number has no score, which is not a score of 0."""
+    publish_rows(tmp_path / "in.jsonl", [row(**GOLD)])
+    settings = {"scorers": [{"name": "silent", "weight": weight, "settings": {}}]}
+    counts = score_rows(tmp_path / "in.jsonl", tmp_path / "out.jsonl", settings=settings)
+    (scored,) = read_rows(tmp_path / "out.jsonl")
+    assert (scored["silent"], scored["score"]) == (None, wanted)
+    assert (counts.unscored, counts.scorer_errors) == (unscored, {"silent": 1})
+
+
+def test_the_best_of_samples_has_a_score(tmp_path: Path) -> None:
+    """A sample without a score is taken behind one with any score, a negative one included."""
+    rows = [row(1, sample_index=0, score=None), row(1, sample_index=1, score=-1.0)]
+    kept, _ = sift(tmp_path, rows, samples="best")
+    assert [item["score"] for item in kept] == [-1.0]
 
 
 @pytest.mark.usefixtures("package")

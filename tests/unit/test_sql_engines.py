@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +12,15 @@ from potstill.errors import ConfigError
 from potstill.rows import dumps, read_rows
 from potstill.stages.audit_gold import audit_gold
 from potstill.stages.execute import execute_rows
+from tests.servers.postgres import running_postgres
 
 TABLES = (
     "CREATE TABLE t (a INTEGER, b VARCHAR(20), d DECIMAL(10, 2), e DATE)",
     "INSERT INTO t VALUES (1, 'x', 1.50, DATE '2024-01-01'), (2, 'y', 2, NULL), (2, 'y', 2, NULL)",
+)
+VIEWS = (
+    "CREATE VIEW fresh AS SELECT a FROM t WHERE e < CURRENT_DATE",
+    "CREATE VIEW fresher AS SELECT a FROM fresh",
 )
 ENDLESS = "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c"
 #: Statement, gold, pass, classes, match: what holds on both engines.
@@ -106,63 +104,63 @@ def test_duckdb_reaches_nothing_outside(sql: str, classes: set[str], duck: Path,
     assert rows[1]["gold_match"] is True
 
 
+CLOCK_ON_DUCKDB = [
+    "now()",
+    "current_timestamp",
+    "CURRENT_DATE",
+    "today()",
+    "current_time",
+    "localtimestamp",
+    "transaction_timestamp()",
+    "get_current_timestamp()",
+    "age(TIMESTAMP '2000-01-01')",
+    "year(current_date) - 2000",
+    "(SELECT d FROM clock_view)",
+    "my_now()",
+]
+
+
+def test_the_clock_of_duckdb_stands_still(tmp_path: Path) -> None:
+    """Whatever asks for the time gets the pinned one, in views and macros too, and the row is marked."""
+    duckdb = pytest.importorskip("duckdb")
+    path = tmp_path / "clock.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE VIEW clock_view AS SELECT current_date AS d")
+        connection.execute("CREATE MACRO my_now() AS now()")
+    cases = [(f"SELECT {text}", f"SELECT {text}") for text in CLOCK_ON_DUCKDB]
+    cases += [("SELECT current_date", "SELECT DATE '2024-02-29'"), ("SELECT 'now()' /* now() */", "SELECT 'now()'")]
+    cases += [("SELECT age(DATE '2024-02-29', DATE '2024-02-28')", "SELECT INTERVAL 1 DAY")]
+    rows = execute(tmp_path, cases, engine="duckdb", database=str(path), clock="2024-02-29 12:30:00")
+    assert [row["gold_match"] for row in rows] == [True] * len(rows), [row["exec_error"] for row in rows]
+    assert [row["used_clock"] for row in rows] == [True] * (len(CLOCK_ON_DUCKDB) + 1) + [False, False]
+    again = execute(tmp_path, cases, engine="duckdb", database=str(path), clock="2024-02-29 12:30:00")
+    assert [row["result_signature"] for row in again] == [row["result_signature"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT random()",
+        "SELECT uuid()",
+        "SELECT gen_random_uuid()",
+        "SELECT a FROM t USING SAMPLE 2 ROWS",
+        "SELECT a FROM t TABLESAMPLE reservoir(2)",
+        "SELECT a FROM t ORDER BY random() LIMIT 1",
+    ],
+)
+def test_the_dice_of_duckdb_fall_the_same_way(sql: str, duck: Path, tmp_path: Path) -> None:
+    """A statement that throws dice is marked, and gives the same rows in another process."""
+    rows = [execute(tmp_path, [(sql, "SELECT 1")], engine="duckdb", database=str(duck))[0] for _ in range(2)]
+    assert [row["used_random"] for row in rows] == [True, True]
+    assert rows[0]["result_signature"] == rows[1]["result_signature"] is not None
+
+
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """A PostgreSQL server on loopback with a role that may only read; the connection string for it."""
-    psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed (pip install potstill[postgresql])")
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    found = str(programs[-1]) if programs else shutil.which("initdb")
-    if found is None:
-        pytest.skip("no PostgreSQL server is installed (apt-get install postgresql)")
-    user = _user_of_the_server()
-    folder = Path(tempfile.mkdtemp(prefix="potstill-pg-"))
-    if user is not None:
-        shutil.chown(folder, user)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "user": user, "cwd": folder}
-    subprocess.run([found, "-D", str(folder / "data"), "-U", "owner", "-A", "trust", "--no-sync"], check=True, **quiet)
-    options = ["-F", "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}", "-p", str(port)]
-    server = subprocess.Popen([str(Path(found).with_name("postgres")), "-D", str(folder / "data"), *options], **quiet)
-    try:
-        base = f"host=127.0.0.1 port={port}"
-        _prepare_server(psycopg, base)
-        yield f"{base} dbname={{db_id}} user=reader"
-    finally:
-        server.terminate()
-        server.wait(30)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _user_of_the_server() -> str | None:
-    """Return the user that the server runs as: PostgreSQL refuses to run as root."""
-    if os.getuid() != 0:
-        return None
-    try:
-        pwd.getpwnam("postgres")
-    except KeyError:
-        pytest.skip("PostgreSQL does not run as root, and there is no user `postgres`")
-    return "postgres"
-
-
-def _prepare_server(psycopg: Any, base: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            connection = psycopg.connect(f"{base} dbname=postgres user=owner", autocommit=True)
-            break
-        except psycopg.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-    with connection:
-        connection.execute("CREATE ROLE reader LOGIN")
-        connection.execute("CREATE DATABASE shop")
-    with psycopg.connect(f"{base} dbname=shop user=owner", autocommit=True) as connection:
-        for statement in (*TABLES, "CREATE SEQUENCE s", "GRANT ALL ON ALL TABLES IN SCHEMA public TO reader"):
-            connection.execute(statement)
-        connection.execute("GRANT ALL ON SEQUENCE s TO reader")
+    """A PostgreSQL server on loopback with a role that could write; the connection string for it."""
+    grants = ("GRANT ALL ON ALL TABLES IN SCHEMA public TO reader", "GRANT ALL ON SEQUENCE s TO reader")
+    with running_postgres((*TABLES, *VIEWS, "CREATE SEQUENCE s", *grants)) as connection:
+        yield connection
 
 
 def test_postgresql_gives_the_same_verdicts(postgres: str, tmp_path: Path) -> None:
@@ -204,6 +202,36 @@ def test_nothing_stays_in_a_session(postgres: str, tmp_path: Path) -> None:
     rows = execute(tmp_path, cases, engine="postgresql", database=postgres)
     assert [row["exec_error_class"] for row in rows] == [None] * 4
     assert [row["gold_match"] for row in rows[2:]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("sql", "marked"),
+    [
+        ("SELECT current_date - DATE '2020-01-01' > 1", True),
+        ("SELECT 'today'::date > DATE '2020-01-01'", True),
+        ("SELECT age(TIMESTAMP '2000-01-01') > INTERVAL '1 day'", True),
+        ("SELECT count(*) FROM fresh", True),
+        ("SELECT count(*) FROM fresher", True),
+        ("SELECT 'current_date', 'now()'", False),
+        ("SELECT age(DATE '2024-02-29', DATE '2024-02-28')", False),
+    ],
+)
+def test_a_servers_clock_is_marked(sql: str, marked: bool, postgres: str, tmp_path: Path) -> None:
+    """A statement that asks a server for the time says so, and gold that does is no steady measure."""
+    (row,) = execute(tmp_path, [(sql, sql)], engine="postgresql", database=postgres)
+    assert (row["exec_error_class"], row["gold_match"]) == (None, True)
+    assert (row["used_clock"], row["gold_unstable"]) == (marked, marked)
+
+
+def test_gold_that_the_clock_decides_is_run_anew(postgres: str, tmp_path: Path) -> None:
+    """What the audit found some time ago does not judge an answer of today."""
+    sql = "SELECT current_date"
+    execute(tmp_path, [(sql, sql)], engine="postgresql", database=postgres)
+    (line,) = read_rows(tmp_path / "gold.jsonl")
+    (tmp_path / "gold.jsonl").write_bytes(dumps({**line, "result": [["1999-01-01"]], "result_signature": "0" * 64}))
+    settings = {"timeout_s": 3, "engine": "postgresql", "database": postgres}
+    execute_rows(tmp_path / "in.jsonl", tmp_path / "out.jsonl", settings=settings, gold_audit=tmp_path / "gold.jsonl")
+    assert [row["gold_match"] for row in read_rows(tmp_path / "out.jsonl")] == [True]
 
 
 def test_a_superuser_is_refused(postgres: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from potstill.errors import ConfigError
 from potstill.rows import dumps, read_rows
-from potstill.sql.databases import Database
+from potstill.sql.lookup import Database
 from potstill.sql.variants import MAX_ROWS, VariantStore
 from potstill.stages.execute import execute_rows
 from potstill.stages.make_variants import make_variants

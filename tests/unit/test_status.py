@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from potstill.cli import main
+from potstill.contents import noted
 from potstill.errors import InputError
 from potstill.reports.status import StatusReader, describe
-from potstill.rows import publish_json, publish_rows
+from potstill.rows import publish_json, publish_rows, read_rows
 from tests.unit.report_runs import make_config, make_rows
 
 MODEL_FILE = """
@@ -117,3 +118,20 @@ def test_status_of_no_folder(tmp_path: Path) -> None:
     """A folder that is not there is named."""
     with pytest.raises(InputError, match="no such folder"):
         StatusReader(tmp_path / "nowhere")
+
+
+def test_packed_and_removed_files_are_counted(run_dir: Path) -> None:
+    """Packed chunks count like plain ones, and a stage whose files are gone counts by its jobs' notes."""
+    config = make_config(["teacher"]) | {"chunks": {"count": 3, "compress": "zst", "keep_stages": False}}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    for path in list((run_dir / "teacher").rglob("*.jsonl")):
+        publish_rows(path.with_name(f"{path.name}.zst"), list(read_rows(path)))
+        path.unlink()
+    cleaned = run_dir / "teacher" / "cleaned" / "0001.jsonl.zst"
+    with noted(run_dir / "logs" / "clean_answers" / "teacher" / "0001.files.json"):
+        publish_rows(cleaned, list(read_rows(cleaned)))
+    before = StatusReader(run_dir).read().models[0]
+    cleaned.unlink()
+    after = StatusReader(run_dir).read().models[0]
+    assert after.stages == before.stages == {"generated": (1, 30), "cleaned": (1, 27)}
+    assert (after.answered, after.failed, after.not_asked) == (27, 2, 1)

@@ -65,8 +65,16 @@ def test_a_row_for_no_model_stops_the_run_before_a_token_is_spent(tmp_path: Path
 
 
 def test_a_cascade_asks_the_large_teacher_only_what_the_small_one_did_not_solve(tmp_path: Path) -> None:
-    """Rows solved by the small one are not asked; the best answer per row is merged, with the cost of each further row."""
-    config = {"models": [LARGE, {"alias": "m", "config": "model.yaml"}], "cascade": ["m", "large"]}
+    """Rows solved by the small one are not asked; the best answer per row is merged, with the cost of each further row.
+
+    Gates, export and the page take the result as that of one model; no model alone would pass this gate.
+    """
+    config = {
+        "models": [LARGE, {"alias": "m", "config": "model.yaml"}],
+        "cascade": ["m", "large"],
+        "gates": {"min_p_keep": 0.85, "max_failed_ratio": 0.0},
+        "export": {"formats": ["messages", "dpo"], "train_ratio": 1.0, "valid_ratio": 0.0},
+    }
     small = Run(tmp_path, rows=14, config={"chunks": {"count": 3}, **config})
     # Right for all numbers but 6 and 13.
     add_large_teacher(small, {f"question {number}?": f"SELECT {number % 7 % 6}" for number in range(14)})
@@ -90,6 +98,17 @@ def test_a_cascade_asks_the_large_teacher_only_what_the_small_one_did_not_solve(
     assert second["cost_per_solved_row"] == pytest.approx(second["cost"] / second["solved"])
     assert second["cost"] > 0
     assert small.requests() == 14 + 14 - len(solved)
+    gates = read_json(small.results / "gates.json")["gates"]
+    assert [(gate["model"], gate["gate"], gate["value"], gate["met"]) for gate in gates] == [
+        ("cascade", "max_failed_ratio", 0.0, True),
+        ("cascade", "min_p_keep", pytest.approx(12 / 14), True),
+    ]
+    exported = (small.results / "cascade/export/messages/train.jsonl").read_text().splitlines()
+    assert len(exported) == 12
+    assert read_json(small.results / "cascade/export/summary.json")
+    page = (small.results / "report.html").read_text()
+    assert 'id="cascade"' in page
+    assert 'id="rounds"' not in page
     assert "Nothing to be done" in small.snakemake().stdout
 
 
@@ -98,6 +117,7 @@ def test_a_cascade_asks_the_large_teacher_only_what_the_small_one_did_not_solve(
     [
         ({"cascade": ["m", "big"]}, "cascade: big: no teacher has this alias"),
         ({"cascade": ["m"]}, "cascade: found one model"),
+        ({"gates": {"of": ["cascade"]}}, "gates.of: cascade: no such model; allowed are m, n"),
         ({"cascade": ["m", "n"], "filter": None}, "cascade: without a filter"),
         ({"generate": {"target_kept": 5}, "filter": None}, "generate.target_kept: without a filter"),
         ({"rounds": {"max": 2, "samples": 2}, "generate": {"samples": 3}}, "generate.samples: found 3 beside `rounds`"),
@@ -157,6 +177,9 @@ def test_rows_that_no_sample_has_solved_get_more_in_the_next_round(tmp_path: Pat
         "2": pytest.approx(0.4),
         "4": pytest.approx(0.8),
     }
+    stats = read_json(small.results / "m/stats.json")
+    assert stats["rounds"] == [first, second]
+    assert 'id="rounds"' in (small.results / "report.html").read_text()
     manifest = read_json(small.results / "m/reports/manifest.json")
     assert "m/rounds/2/generated/0001.jsonl" in manifest["stages"]["generated"]["files"]
     assert "Nothing to be done" in small.snakemake().stdout

@@ -10,7 +10,7 @@ if PLAN.cascade:
             kept=expand(f"{RUN}/{{model}}/merged.jsonl", model=PLAN.cascade),
             stats=expand(f"{RUN}/{{model}}/stats.json", model=PLAN.cascade),
             cost=expand(f"{RUN}/{{model}}/reports/cost_report.json", model=PLAN.cascade),
-            chunks=rules.prepare_rows.output.chunks,
+            chunks=get_prepared(),
         output:
             merged=f"{RUN}/cascade/merged.jsonl",
             summary=f"{RUN}/cascade/summary.json",

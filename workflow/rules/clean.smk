@@ -7,9 +7,9 @@ if PLAN.has("clean"):
 
     rule clean_answers:
         input:
-            rows=PLAN.stage_input("clean"),
+            rows=get_rows_before("clean"),
         output:
-            rows=PLAN.stage_output("clean"),
+            rows=get_stage_file(PLAN.stage_output("clean")),
         log:
             f"{RUN}/logs/clean_answers/{{model}}/{{chunk}}.log",
         benchmark:

@@ -14,13 +14,19 @@ from potstill.workflow import (
     RATE_LIMITED,
     describe_results,
     enter_folder,
+    lift_job_rate,
     plan_run,
     refuse_keep_incomplete,
     write_log,
 )
 
-# A DAG is a graph of many objects that live to the end: looking through it for garbage again and again is in vain.
+# A DAG is a graph of many objects that live to the end: looking through it for garbage while it is built is in vain.
 gc.set_threshold(200_000, 20, 100)
+if workflow.modifier.is_main_snakefile():
+    # Until `onstart`, of which a module has none.
+    gc.disable()
+    # Snakemake imports pandas where it can, to compare params that are tables: 70 MB and a second, and no param is one.
+    sys.modules.setdefault("pandas", None)
 
 try:
     PLAN = plan_run(config, workflow.configfiles, workflow.config_settings.config)
@@ -58,9 +64,17 @@ def get_model_file(wildcards):
         # No settings, no run: `--summary`, `--dag`.
         settings = workflow.execution_settings
         refuse_keep_incomplete(settings is not None and settings.keep_incomplete)
+        lift_job_rate(workflow.scheduling_settings)
     except PotstillError as error:
         raise WorkflowError(str(error)) from None
     return get_user_file(PLAN.models[wildcards.model]["config"])
+
+
+def get_rows_before(stage):
+    """The rows that a stage reads, as an output of another rule, for which the DAG need not search."""
+    before = PLAN.stage_before(stage)
+    output = getattr(rules, f"{before}_answers").output
+    return output.answered if before == "generate" else output.rows
 
 
 def get_held_out(wildcards):
@@ -95,6 +109,20 @@ def get_round_settings(wildcards):
 def get_chunks(pattern):
     """A pattern with {chunk} filled in for every chunk, {model} left open."""
     return expand(pattern, chunk=PLAN.chunks, allow_missing=True)
+
+
+def get_prepared():
+    """The prepared chunks, as plain paths: as an output of `prepare_rows` each would be looked up in its whole list."""
+    return get_chunks(f"{RUN}/prepared/chunks/{{chunk}}{PLAN.ending}")
+
+
+def get_stage_file(path):
+    """An output that is removed, unless the config keeps it, when all jobs that need it are done."""
+    return path if PLAN.keeps_stages else temp(path)
+
+
+def get_filtered_file(path):
+    return path if PLAN.keeps_filtered else temp(path)
 
 
 def get_results(patterns):

@@ -7,11 +7,11 @@ if PLAN.has("execute"):
 
     rule execute_answers:
         input:
-            rows=PLAN.stage_input("execute"),
-            gold=PLAN.gold_audit,
+            rows=get_rows_before("execute"),
+            gold=rules.audit_gold.output.audit,
             variants=PLAN.variants,
         output:
-            rows=PLAN.stage_output("execute"),
+            rows=get_stage_file(PLAN.stage_output("execute")),
         log:
             f"{RUN}/logs/execute_answers/{{model}}/{{chunk}}.log",
         benchmark:

@@ -7,10 +7,10 @@ if PLAN.has("filter"):
 
     rule filter_answers:
         input:
-            rows=PLAN.stage_input("filter"),
+            rows=get_rows_before("filter"),
         output:
-            kept=f"{RUN}/{{model}}/filtered/{{chunk}}.kept.jsonl",
-            rejected=f"{RUN}/{{model}}/filtered/{{chunk}}.rejected.jsonl",
+            kept=get_filtered_file(PLAN.kept_output),
+            rejected=get_filtered_file(*PLAN.rejected_output),
         log:
             f"{RUN}/logs/filter_answers/{{model}}/{{chunk}}.log",
         benchmark:

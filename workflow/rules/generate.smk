@@ -10,7 +10,7 @@ import json
 
 rule generate_answers:
     input:
-        rows=f"{RUN}/prepared/chunks/{{chunk}}.jsonl",
+        rows=f"{RUN}/prepared/chunks/{{chunk}}{PLAN.ending}",
         model=(
             get_model_of_round
             if PLAN.config["rounds"]
@@ -24,9 +24,9 @@ rule generate_answers:
         target=get_target if PLAN.has_target else [],
         round_before=get_round_before if PLAN.config["rounds"] else [],
     output:
-        answered=f"{RUN}/{{model}}/generated/{{chunk}}.jsonl",
-        failed=f"{RUN}/{{model}}/generated/{{chunk}}.failed.jsonl",
-        not_asked=f"{RUN}/{{model}}/generated/{{chunk}}.not_asked.jsonl",
+        answered=f"{RUN}/{{model}}/generated/{{chunk}}{PLAN.ending}",
+        failed=f"{RUN}/{{model}}/generated/{{chunk}}.failed{PLAN.ending}",
+        not_asked=f"{RUN}/{{model}}/generated/{{chunk}}.not_asked{PLAN.ending}",
     log:
         f"{RUN}/logs/generate_answers/{{model}}/{{chunk}}.log",
     benchmark:
@@ -49,8 +49,8 @@ rule generate_answers:
             if PLAN.config["rounds"]
             else PLAN.settings("generate", without=PLAN.pace_keys)
         ),
-        execute=PLAN.settings("execute") if PLAN.skips_bad_gold else "null",
-        routes=json.dumps(PLAN.routes),
+        execute=PLAN.settings("execute") if PLAN.skips_bad_gold else [],
+        routes=json.dumps(PLAN.routes) if PLAN.routes else [],
         answers_dir=PLAN.config["answers_dir"],
         env_file=PLAN.env_files,
     message:
@@ -59,23 +59,14 @@ rule generate_answers:
         '"$POTSTILL_PYTHON" "$POTSTILL_SCRIPTS"/generate_answers.py'
         " --rows {input.rows:q}"
         " --model {input.model:q}"
-        " --gold {input.gold:q}"
-        " --summary {input.summary:q}"
-        " --held-out {input.held_out:q}"
-        " --solved {input.solved:q}"
-        " --target {input.target:q}"
-        " --round-before {input.round_before:q}"
         " --answered {output.answered:q}"
         " --failed {output.failed:q}"
         " --not-asked {output.not_asked:q}"
         " --settings {params.settings:q}"
-        " --execute {params.execute:q}"
-        " --routes {params.routes:q}"
         " --answers-dir {params.answers_dir:q}"
-        " --env-file {params.env_file:q}"
         " --concurrency {resources.requests_in_flight:q}"
         " --pace {resources.pace:q}"
-        " --log {log:q}"
+        " --log {log:q}%s" % PLAN.generate_options
 
 
 if PLAN.has_target:

@@ -8,7 +8,7 @@ if PLAN.has("execute"):
 
     rule audit_gold:
         input:
-            chunks=rules.prepare_rows.output.chunks,
+            chunks=get_prepared(),
             databases=[get_user_file(path) for path in PLAN.databases],
         output:
             audit=f"{RUN}/gold_audit.jsonl",

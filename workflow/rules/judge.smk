@@ -8,7 +8,7 @@ if PLAN.has("judge"):
 
     rule judge_answers:
         input:
-            rows=PLAN.stage_input("judge"),
+            rows=get_rows_before("judge"),
             model=get_user_file(PLAN.config["judge"]["model"]),
             template=[
                 get_user_file(path)
@@ -16,7 +16,7 @@ if PLAN.has("judge"):
                 if path
             ],
         output:
-            rows=PLAN.stage_output("judge"),
+            rows=get_stage_file(PLAN.stage_output("judge")),
         log:
             f"{RUN}/logs/judge_answers/{{model}}/{{chunk}}.log",
         benchmark:

@@ -8,10 +8,12 @@ rule merge_answers:
     input:
         kept=get_results(PLAN.kept_output),
         rejected=get_results(PLAN.rejected_output),
-        failed=get_results(f"{RUN}/{{model}}/generated/{{chunk}}.failed.jsonl"),
-        not_asked=get_results(f"{RUN}/{{model}}/generated/{{chunk}}.not_asked.jsonl"),
+        failed=get_results(f"{RUN}/{{model}}/generated/{{chunk}}.failed{PLAN.ending}"),
+        not_asked=get_results(
+            f"{RUN}/{{model}}/generated/{{chunk}}.not_asked{PLAN.ending}"
+        ),
         # The order of the rows, which several rounds do not tell.
-        chunks=rules.prepare_rows.output.chunks if len(PLAN.rounds) > 1 else [],
+        chunks=get_prepared() if len(PLAN.rounds) > 1 else [],
         summary=f"{RUN}/prepared/summary.json",
     output:
         kept=f"{RUN}/{{model}}/merged.jsonl",

@@ -1,6 +1,6 @@
 """write_page, check_gates, enforce_gates: one page for the run, and the limits that the run must keep.
 
-Read the reports and merged files of all models. check_gates writes its verdict and never fails: Snakemake deletes the
+Read the reports and merged files of all models, and the summary of their cascade. check_gates writes its verdict and never fails: Snakemake deletes the
 outputs of a job that fails, and the verdict must survive. enforce_gates fails.
 """
 
@@ -17,6 +17,8 @@ rule write_page:
         timing=expand(f"{RUN}/{{model}}/reports/timing_report.json", model=PLAN.models),
         cost=expand(f"{RUN}/{{model}}/reports/cost_report.json", model=PLAN.models),
         manifest=expand(f"{RUN}/{{model}}/reports/manifest.json", model=PLAN.models),
+        cascade=f"{RUN}/cascade/summary.json" if PLAN.cascade else [],
+        agreement=f"{RUN}/score_agreement.json" if PLAN.students else [],
         config=f"{RUN}/config.yaml",
         databases=[get_user_file(path) for path in PLAN.databases],
     output:
@@ -86,6 +88,7 @@ rule check_gates:
         timing=rules.write_page.input.timing,
         cost=rules.write_page.input.cost,
         manifest=rules.write_page.input.manifest,
+        cascade=rules.write_page.input.cascade,
         page=rules.write_page.output.page,
     output:
         gates=report(

@@ -9,7 +9,7 @@ rule prepare_rows:
         rows=[get_user_file(path) for path in PLAN.inputs],
         template=[get_user_file(path) for path in PLAN.templates],
     output:
-        chunks=get_chunks(f"{RUN}/prepared/chunks/{{chunk}}.jsonl"),
+        chunks=get_prepared(),
         rejected=f"{RUN}/prepared/rejected.jsonl",
         duplicates=f"{RUN}/prepared/duplicates.jsonl",
         summary=f"{RUN}/prepared/summary.json",

@@ -124,7 +124,6 @@ rule write_manifest:
         mem_mb=500,
     params:
         chunks=PLAN.chunks,
-        rounds=len(PLAN.rounds),
     message:
         "Writing the manifest of {wildcards.model}"
     script:

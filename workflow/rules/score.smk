@@ -7,9 +7,9 @@ if PLAN.has("score"):
 
     rule score_answers:
         input:
-            rows=PLAN.stage_input("score"),
+            rows=get_rows_before("score"),
         output:
-            rows=PLAN.stage_output("score"),
+            rows=get_stage_file(PLAN.stage_output("score")),
         log:
             f"{RUN}/logs/score_answers/{{model}}/{{chunk}}.log",
         benchmark:

@@ -1,6 +1,6 @@
 """write_stats: all counts of one model by name.
 
-Reads the merged files.
+Reads the merged files; with rounds, the cost report too.
 """
 
 
@@ -12,6 +12,12 @@ rule write_stats:
         not_asked=rules.merge_answers.output.not_asked,
         timings=rules.merge_answers.output.timings,
         summary=f"{RUN}/prepared/summary.json",
+        # What each round has brought, and its cost.
+        cost=(
+            f"{RUN}/{{model}}/reports/cost_report.json"
+            if PLAN.config["rounds"]
+            else []
+        ),
     output:
         stats=f"{RUN}/{{model}}/stats.json",
     log:

@@ -8,7 +8,7 @@ if PLAN.has_variants:
 
     rule make_variants:
         input:
-            chunks=rules.prepare_rows.output.chunks,
+            chunks=get_prepared(),
             databases=[get_user_file(path) for path in PLAN.databases],
         output:
             variants=f"{RUN}/prepared/variants.json",

@@ -12,11 +12,12 @@ filesystem; a journal of another machine is read and never appended to.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -25,6 +26,8 @@ from potstill.answers.key import PREFIX_BYTES
 from potstill.errors import StoreError
 from potstill.generate.wire_json import loads
 from potstill.rows import disk_errors, dumps, fsync_folder
+
+logger = logging.getLogger("potstill.answers")
 
 #: A journal beyond this size is left as it is, and another one begun.
 FULL_BYTES = 1 << 28
@@ -222,6 +225,20 @@ def _hint(place: Place) -> bytes:
     return head + zlib.crc32(head).to_bytes(4, "little")
 
 
+def pack_hints(places: Iterable[Place]) -> bytes:
+    """Return what a `.keys` file says of records."""
+    return b"".join(map(_hint, places))
+
+
+def unpack_hints(packed: bytes, end: int = 0) -> Iterator[Place]:
+    """Yield the places that entries stand for, up to the first that is torn or does not begin where the last ended."""
+    for prefix, offset, length, crc in _HINT.iter_unpack(packed[: len(packed) - len(packed) % _HINT.size]):
+        if offset != end or zlib.crc32(_HINT_HEAD.pack(prefix, offset, length)) != crc:
+            return
+        yield Place(prefix, offset, length)
+        end = offset + length
+
+
 def read_hints(path: Path, start: int = 0) -> Iterator[Place]:
     """Yield the places that a journal's `.keys` file names from a byte of the journal on, up to the first torn one."""
     try:
@@ -274,7 +291,7 @@ def scan(path: Path, start: int = 0) -> Iterator[Place]:
             if is_intact(line):
                 prefix = bytes.fromhex(line[_key_at(line)].decode())[:PREFIX_BYTES]
                 yield Place(prefix, offset, len(line))
-            elif line[-1:] == b"\n" and not _is_lost_tail(line, stream):
+            elif line[-1:] == b"\n" and not _is_lost_tail(line, stream) and not _is_hole(line, path):
                 decode(line, f"{path}: byte {offset}")
             else:
                 return
@@ -289,6 +306,18 @@ def _key_at(line: bytes) -> slice:
 def _is_lost_tail(line: bytes, stream: Any) -> bool:
     """Return whether a bad line is the end of a file whose last blocks a power cut took (they read as NUL)."""
     return b"\0" in line and not any(is_intact(rest) for rest in stream)
+
+
+def _is_hole(line: bytes, path: Path) -> bool:
+    """Return whether blocks that read as NUL may still come, or were never synced: in a journal of another boot.
+
+    A network filesystem shows what another machine writes page by page, in no order; and a power cut may keep a later
+    page and lose an earlier one. What stands behind a hole is asked again, or found once the hole is filled.
+    """
+    if b"\0" not in line or path.name.startswith(boot_id()):
+        return False
+    logger.warning("%s: a part of this journal is not there (yet); what stands behind it is passed over", path)
+    return True
 
 
 @dataclass(frozen=True)

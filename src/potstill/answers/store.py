@@ -104,12 +104,16 @@ class AnswerStore:
         path = self.folder / "journals" / found.journal
         with disk_errors(path):
             line = os.pread(self._descriptor(path), found.length, found.offset)
+            if len(line) < found.length:
+                # A network filesystem remembers an old size for an open file; opening it anew asks the server.
+                os.close(self._files.pop(path.name))
+                line = os.pread(self._descriptor(path), found.length, found.offset)
         return journals.decode(line, f"{path}: byte {found.offset}")
 
     def _descriptor(self, path: Path) -> int:
         descriptor = self._files.pop(path.name, None)
         if descriptor is None:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = _open_journal_file(path)
             if len(self._files) >= _OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
         self._files[path.name] = descriptor
@@ -289,6 +293,19 @@ class KeyFilter:
 def _places(key: bytes) -> tuple[int, int]:
     number = int.from_bytes(key[:8], "big")
     return number & 0x1FFFFFF, number >> 32 & 0x1FFFFFF
+
+
+def _open_journal_file(path: Path) -> int:
+    """Open a journal for reading; a piece of one that lies in a bucket is fetched first."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if not path.name.startswith("part-"):
+            raise
+    from potstill.answers.remote import fetch
+
+    fetch(path)
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def read_format(folder: Path) -> dict[str, Any]:

@@ -14,10 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--answers-dir",
-        type=Path,
-        default=Path("answers"),
+        default="answers",
         metavar="DIR",
-        help="the folder of all stores (default: answers)",
+        help="the folder of all stores, or s3://… (default: answers)",
     )
     one = argparse.ArgumentParser(add_help=False, parents=[shared])
     one.add_argument("--model", metavar="NAME", help="the model's name as sent; may be left out if there is one store")
@@ -62,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _stores(args: argparse.Namespace) -> list[Path]:
     from potstill.answers.key import slug
+    from potstill.answers.place import fetch_stores
 
-    stores = sorted(path.parent for path in args.answers_dir.glob("*/FORMAT.json"))
+    stores = sorted(path.parent for path in fetch_stores(args.answers_dir).glob("*/FORMAT.json"))
     wanted = getattr(args, "model", None)
     if wanted:
         stores = [path for path in stores if path.name == slug(wanted)]
@@ -114,8 +114,14 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _prune(args: argparse.Namespace) -> int:
+    from potstill.answers.place import is_remote
     from potstill.answers.upkeep import Prune, prune
 
+    if is_remote(args.answers_dir):
+        raise InputError(
+            f"{args.answers_dir}: objects in a bucket are never changed; download journals/*.jsonl of the store into a folder "
+            "answers/<model>/journals, prune that, and upload it as a new answers_dir"
+        )
     what = Prune(args.damaged, args.failures, args.superseded, args.before)
     counts = prune(_one_store(args), what, do=args.yes)
     verb = "taken out" if args.yes else "to be taken out (add --yes to do it)"
@@ -124,12 +130,13 @@ def _prune(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
+    from potstill.answers.place import opened_answers
     from potstill.answers.upkeep import import_rows
     from potstill.config.model import load_model
 
-    counts = import_rows(
-        args.files, load_model(args.model_config), args.answers_dir, args.messages_field, args.response_field
-    )
+    model = load_model(args.model_config)
+    with opened_answers(args.answers_dir, model.name) as answers_dir:
+        counts = import_rows(args.files, model, answers_dir, args.messages_field, args.response_field)
     print(
         f"{counts.taken} answers taken over, {counts.known} were there already, {len(counts.bad)} rows cannot be used"
     )

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print tokens and cost for each model; nothing is sent."""
+    from potstill.answers.place import look_up
     from potstill.cli.preview import prepared_rows
     from potstill.config.model import load_model
     from potstill.config.run import load_config
@@ -31,5 +32,7 @@ def run(args: argparse.Namespace) -> int:
     rows = list(itertools.islice(prepared_rows(config), min(args.n, total)))
     for entry in config["models"]:
         model = load_model(Path(entry["config"]))
-        print(estimate(model, rows, total, Path(config["answers_dir"]), settings["samples"]).text())
+        batch = settings["mode"] == "batch"
+        store = look_up(config["answers_dir"], model.name)
+        print(estimate(model, rows, total, store, settings["samples"], batch=batch).text())
     return 0

@@ -39,12 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-rows", type=int, metavar="N", help="rows of a result (default: 100000)")
     parser.add_argument("--clock", metavar="TIME", help='what `now` means (default: "2025-01-01 00:00:00")')
     parser.add_argument(
-        "--workers", type=int, default=min(2, os.cpu_count() or 1), metavar="N", help="worker processes (default: 2)"
+        "--workers",
+        type=int,
+        default=_usable_cores(),
+        metavar="N",
+        help="worker processes (default: one per core, to 4)",
     )
     parser.add_argument(
         "--variants", type=int, default=0, metavar="K", help="run each match on K changed copies of its database too"
     )
     _add_comparison(parser.add_argument_group("comparison"))
+
+
+def _usable_cores() -> int:
+    """Return how many workers can really run at once; more than some wait for the process that reads and writes."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, usable)
 
 
 def _add_comparison(group: argparse._ArgumentGroup) -> None:

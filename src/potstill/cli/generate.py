@@ -10,7 +10,7 @@ from typing import Any
 
 from potstill.cli.arguments import positive_int
 from potstill.config.model import load_model
-from potstill.errors import InputError
+from potstill.errors import ConfigError, InputError
 from potstill.logs import set_up_logging
 from potstill.records import Row, canonical_json, sha256_text
 
@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="answers that are synced to the disk together (default 30, at most 64)",
     )
     parser.add_argument(
-        "--answers-dir", type=Path, metavar="DIR", help="the answer store (default: answers in the output folder)"
+        "--answers-dir",
+        metavar="DIR",
+        help="the answer store, a folder or s3://… (default: answers in the output folder)",
     )
     parser.add_argument(
         "--prompt-template", type=Path, metavar="T.jinja", help="makes the user message from a row's fields"
@@ -68,12 +70,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate, and say where the answers are."""
+    from potstill.answers.place import is_remote, opened_answers
     from potstill.stages.generate import generate_chunk, started
 
     set_up_logging()
     model = load_model(args.model_config)
     answered, failed, not_asked = _outputs(args.input_path, args.output_path)
-    with started(model) as teacher:
+    place = args.answers_dir or str(args.output_path / "answers")
+    if args.mode == "batch" and is_remote(place):
+        raise ConfigError(f"--mode batch keeps the state of its batches in a folder; found --answers-dir {place}")
+    with opened_answers(place, model.name) as answers_dir, started(model) as teacher:
         counts = generate_chunk(
             args.input_path,
             answered,
@@ -82,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             model=teacher,
             settings=_settings(args),
             concurrency=args.concurrency,
-            answers_dir=args.answers_dir or args.output_path / "answers",
+            answers_dir=answers_dir,
             read=_reader(args.prompt_template),
         )
     if counts.failed:

@@ -67,6 +67,7 @@ class Prices:
     output: float
     cached_input: float | None = None
     reasoning: float | None = None
+    batch_discount: float = 0.0
     currency: str = "USD"
     as_of: str | None = None
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from potstill.answers.place import is_remote
 from potstill.config.locate import find_file
 from potstill.config.model import load_model
 from potstill.config.schema import complete, format_key, load_yaml
@@ -59,8 +60,10 @@ def complete_config(config: Mapping[str, Any], where: str) -> Config:
         completed = complete({**config, "clean": default}, "config", where)
     if completed["execute"] is None:
         completed["score"] = None
+    _complete_chunks(completed, where)
     _check_models(completed, where)
     _check_cascade(completed, where)
+    _check_gates(completed, where)
     if completed["generate"]["target_kept"] is not None and completed["filter"] is None:
         raise ConfigError(f"{where}: generate.target_kept: without a filter nothing is known as kept; set `filter`")
     _complete_rounds(completed, where)
@@ -88,6 +91,14 @@ def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str |
             yield from _walk(item, (*path, number))
     else:
         yield path, value
+
+
+def _complete_chunks(config: Config, where: str) -> None:
+    chunks = config["chunks"]
+    if "count" in chunks and "rows" in chunks:
+        raise ConfigError(f"{where}: chunks: found both count and rows; give one of them")
+    if "rows" not in chunks:
+        chunks.setdefault("count", 4)
 
 
 def _check_models(config: Config, where: str) -> None:
@@ -120,6 +131,12 @@ def _check_cascade(config: Config, where: str) -> None:
         raise ConfigError(f"{where}: cascade: found one model, give two or more, the cheapest first")
     if config["filter"] is None:
         raise ConfigError(f"{where}: cascade: without a filter every answer would solve its row; set `filter`")
+
+
+def _check_gates(config: Config, where: str) -> None:
+    allowed = [model["alias"] for model in config["models"]] + ["cascade"] * bool(config["cascade"])
+    if unknown := [name for name in config["gates"]["of"] or [] if name not in allowed]:
+        raise ConfigError(f"{where}: gates.of: {unknown[0]}: no such model; allowed are {', '.join(allowed)}")
 
 
 def _complete_rounds(config: Config, where: str) -> None:
@@ -171,10 +188,7 @@ def _check_stages(config: Config, where: str) -> None:
         if config["clean"] is not None:
             make_cleaner(config["clean"])
         if config["filter"] is not None:
-            check_stages(
-                config["filter"],
-                [stage for stage in ("clean", "execute", "judge", "score") if config[stage] is not None],
-            )
+            check_stages(config["filter"], {stage: config[stage] for stage in ("execute", "score")})
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
@@ -185,8 +199,8 @@ def _find_files(config: Config, where: str) -> None:
     for number, model in enumerate(config["models"]):
         model["config"] = _find(model["config"], f"{where}: models[{number}].config", Path.is_file)
         load_model(Path(model["config"]))
-    for key in ("output_dir", "answers_dir"):
-        _check_writable(Path(config[key]), f"{where}: {key}")
+    _check_writable(Path(config["output_dir"]), f"{where}: output_dir")
+    _check_answers_dir(config, where)
     if prompt["template"] is not None:
         prompt["template"] = _find(prompt["template"], f"{where}: prompt.template", Path.is_file)
     if config["judge"] is not None:
@@ -207,6 +221,26 @@ def _find_files(config: Config, where: str) -> None:
         expand_inputs(config["input"]["path"])
     except InputError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _check_answers_dir(config: Config, where: str) -> None:
+    """Check where answers go, and refuse what jobs without a common folder could not keep."""
+    try:
+        remote = is_remote(config["answers_dir"])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not remote:
+        _check_writable(Path(config["answers_dir"]), f"{where}: answers_dir")
+    elif config["generate"]["mode"] == "batch":
+        raise ConfigError(
+            f"{where}: generate.mode: batch keeps the state of its batches in answers_dir, which must be a folder that all "
+            f"jobs share; found {config['answers_dir']}"
+        )
+    elif config["generate"]["budget"] is not None:
+        raise ConfigError(
+            f"{where}: generate.budget: the jobs of a run tell each other what they spend in answers_dir, which must be "
+            f"a folder that all jobs share; found {config['answers_dir']}. Use generate.max_rows or target_kept there"
+        )
 
 
 def _check_writable(folder: Path, key: str) -> None:

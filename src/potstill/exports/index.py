@@ -14,7 +14,7 @@ import numpy as np
 from potstill.errors import InputError
 from potstill.exports.split import Hashes, hash64
 from potstill.records import Row
-from potstill.rows import loads, open_binary
+from potstill.rows import read_lines
 
 #: Classes of execution errors that say something about our limits or our files, not about the statement.
 OUR_CLASSES = frozenset({"timeout", "row_limit", "too_big", "out_of_memory", "killed", "no_such_database"})
@@ -63,26 +63,10 @@ def iter_located(path: Path) -> Iterator[Located]:
         InputError: If a line is not a JSON object.
     """
     offset = 0
-    with open_binary(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield Located(offset, parse_line(line, path, number))
-            offset += len(line)
-
-
-def parse_line(line: bytes, path: Path, number: int) -> Row:
-    """Return the row of a line.
-
-    Raises:
-        InputError: If it is not a JSON object.
-    """
-    try:
-        row = loads(line)
-    except ValueError as error:
-        raise InputError(f"{path}: line {number}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{path}: line {number}: a JSON object was expected, found {type(row).__name__}")
-    return row
+    for line, row in read_lines(path):
+        if row is not None:
+            yield Located(offset, row)
+        offset += len(line)
 
 
 @dataclass

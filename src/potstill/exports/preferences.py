@@ -8,11 +8,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from potstill.exports.index import RowIndex, Verdict, parse_line
+from potstill.exports.index import RowIndex, Verdict
 from potstill.exports.pairs import Candidate, group_by_prompt, make_pairs, to_dpo, to_kto
 from potstill.exports.plan import Plan
 from potstill.exports.shapes import Shapes
 from potstill.records import Row
+from potstill.rows import parse_row
 
 
 class Preferences:
@@ -73,7 +74,7 @@ class Preferences:
         number = index.file_of(position)
         streams[number].seek(index.offset[position])
         line = streams[number].readline()
-        row = parse_line(line, index.files[number][0], position - index.starts[number] + 1)
+        row = parse_row(line, f"{index.files[number][0]}: line {position - index.starts[number] + 1}")
         example = self._shapes.make_example(row)
         assert example is not None
         return Candidate(position, row, example, Verdict(index.verdict[position]))

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from potstill.errors import ConfigError, InputError
-from potstill.exports.index import parse_line
 from potstill.records import Row
-from potstill.rows import loads, open_binary
+from potstill.rows import loads, open_binary, read_rows
 
 
 class ReferenceRow(NamedTuple):
@@ -42,10 +41,7 @@ def read_reference(path: Path) -> Iterator[ReferenceRow]:
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    with open_binary(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield parse_line(line, path, number)
+    return read_rows(path)
 
 
 def _read_json(path: Path) -> Iterator[Row]:

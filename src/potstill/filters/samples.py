@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ def _ballot(row: Row) -> str | None:
 def _winner(rows: Sequence[Row], ballots: Sequence[str | None], votes: Counter[str]) -> str:
     best = max(votes.values())
     tied = [
-        (-_number(row.get("score")), place, ballot)
+        (-_score(row), place, ballot)
         for place, (row, ballot) in enumerate(zip(rows, ballots, strict=True))
         if ballot is not None and votes[ballot] == best
     ]
@@ -63,6 +64,12 @@ def _fate(ballot: str | None, winner: str, *, accepted: bool) -> str | None:
     return None if accepted else LOW_AGREEMENT
 
 
+def _score(row: Row) -> float:
+    """Return a row's score for comparison; no score is behind every score."""
+    score = row.get("score", 0.0)
+    return -math.inf if score is None else _number(score)
+
+
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
@@ -75,4 +82,4 @@ def best(rows: Sequence[Row]) -> Row:
 def _badness(row: Row) -> tuple[float, float, int]:
     text = row.get("sql") or row.get("cleaned") or row.get("generation")
     length = len(text) if isinstance(text, str) else 0
-    return (-_number(row.get("score")), -_number(row.get("agreement")), length)
+    return (-_score(row), -_number(row.get("agreement")), length)

@@ -177,7 +177,8 @@ def _missing(work: BatchWork, rows: Iterable[Row], store: AnswerStore, ended: se
         profile_field=work.settings.get("decode_profile_field", "decode_profile"),
         body_fields=work.settings.get("body_fields") or (),
     )
-    samples = tuple(range(int(work.settings.get("samples", 1))))
+    first = int(work.settings.get("first_sample", 0))
+    samples = tuple(range(first, first + int(work.settings.get("samples", 1))))
     seen = set(ended)
     for row in _rows_to_ask(work, rows):
         try:

@@ -11,6 +11,7 @@ from typing import IO, Any
 from potstill.answers.store import AnswerStore
 from potstill.errors import ConfigError, PotstillError, TryAgainError
 from potstill.generate.batch_files import LINES, BatchFolder, job_of
+from potstill.generate.costs import by_batch
 from potstill.generate.faults import Action, Fault, error_of, from_status
 from potstill.generate.records import answer_record, failure_record
 from potstill.generate.reply import Reply, add_usage, fault_of, read_document
@@ -101,6 +102,7 @@ class Collector:
             self.counts.answered += 1
             return
         outcome = read_line(line)
+        outcome.usage = by_batch(outcome.usage)
         if isinstance(outcome, Fault):
             self._budget.book(outcome.usage)
             self._take_fault(note, job, outcome)

@@ -18,8 +18,8 @@ from potstill.errors import ConfigError
 from potstill.generate.faults import Fault, from_exception, from_status
 from potstill.generate.gateway import proxy_for
 from potstill.generate.reply import Reply, read_reply
-from potstill.generate.stream import read_stream
-from potstill.generate.wire import Clocks, HeldBackError, Response, Wire
+from potstill.generate.stream import looks_like_events, read_events, read_stream
+from potstill.generate.wire import Clocks, Hears, HeldBackError, Response, Wire
 
 
 class Client:
@@ -29,12 +29,15 @@ class Client:
         model: How the server is asked.
         address: Where it listens.
         may_send: Asked once more just before a request leaves.
+        hears: Told status and headers of a refusal the moment they come.
 
     Raises:
         ConfigError: If the file of its certificates or its proxy cannot be used.
     """
 
-    def __init__(self, model: Model, address: Address, may_send: Callable[[], bool]) -> None:
+    def __init__(
+        self, model: Model, address: Address, may_send: Callable[[], bool], hears: Hears | None = None
+    ) -> None:
         self._model = model
         self._url = URL(address.chat_url).update_query(model.query)
         self._models_url = URL(address.models_url).update_query(model.query)
@@ -46,6 +49,7 @@ class Client:
             may_send,
             tls=ssl_context(model),
             proxy=self.proxy,
+            hears=hears,
         )
         self._head = self._models_head = b""
 
@@ -81,7 +85,7 @@ class Client:
             if response.status != 200:
                 return _refusal(response)
             if response.stream is None:
-                return read_reply(response.body, wanted)
+                return _read_whole(response.body, wanted)
             try:
                 return await read_stream(response.stream, self._model.timeouts.idle, wanted)
             finally:
@@ -97,6 +101,11 @@ class Client:
             return False
         self._wire.end(response)
         return response.status == 200
+
+
+def _read_whole(body: bytes, wanted: int) -> Reply | Fault:
+    outcome = read_reply(body, wanted)
+    return read_events(body, wanted) if isinstance(outcome, Fault) and looks_like_events(body) else outcome
 
 
 def _refusal(response: Response) -> Fault:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from potstill.config.model import Address, Model
 from potstill.generate.client import Client
-from potstill.generate.faults import Action, Fault
+from potstill.generate.faults import Action, Fault, retry_after
 from potstill.generate.limits import Gate, Window, backoff
 from potstill.generate.requests import Job
 
@@ -29,13 +29,13 @@ class Streak:
         count: How many.
         connects: How many of them were connections that could not be made.
         away: The jobs for which a gateway said that there is no server behind it.
-        jobs: The jobs that were charged with an attempt: an outage gives it back.
+        jobs: The attempts and the seconds in flight that jobs were charged with: an outage gives them back.
     """
 
     count: int = 0
     connects: int = 0
     away: set[Job] = field(default_factory=set)
-    jobs: dict[Job, int] = field(default_factory=dict)
+    jobs: dict[Job, tuple[int, float]] = field(default_factory=dict)
 
 
 class Endpoint:
@@ -60,7 +60,7 @@ class Endpoint:
         self._probe_wait = 0.5
         self._refusals = 0
         self._clock: Callable[[], float] = float
-        self.client = Client(model, address, self._may_leave)
+        self.client = Client(model, address, self._may_leave, self._hear)
 
     def start(self, clock: Callable[[], float]) -> None:
         """Use a clock: that of the running loop."""
@@ -69,6 +69,12 @@ class Endpoint:
 
     def _may_leave(self) -> bool:
         return self._clock() >= self.gate.until
+
+    def _hear(self, status: int, headers: Mapping[str, str]) -> None:
+        """Close the gate while the refusal is still being read: what has come with it may set off new requests."""
+        wait = retry_after(headers) if status in {429, 503, 529} else None
+        if wait is not None:
+            self.gate.close(self._clock(), wait)
 
     def opens_at(self, now: float) -> float | None:
         """Return when the next request may go: now or earlier, a later time, or None if one must come back first."""
@@ -101,20 +107,22 @@ class Endpoint:
         self.out_since, self.streak, self.checked, self._probe_wait = None, Streak(), False, 0.5
 
     def refused(self, now: float, wait: float | None) -> None:
-        """Take a rate limit into account: close the gate as told, or for a growing while if all is refused."""
+        """Take a rate limit into account: close the gate as told, and for a growing while if all is refused."""
         self.window.note(now, refused=True)
         self._refusals += 1
+        most = max(4, self.window.limit // 2)
+        if self._refusals > most:
+            # It refuses everything, whatever it says of the time.
+            wait = max(wait or 0.0, backoff(self._refusals // most, first=1.0, most=60.0))
         if wait is not None:
             self.gate.close(now, wait)
-        elif self._refusals > max(4, self.window.limit // 2):
-            self.gate.close(now, backoff(self._refusals // max(4, self.window.limit // 2), first=1.0, most=60.0))
         if self.out_since is not None:
             # It answers, if only with "later".
             self.set_in()
 
-    def failed(self, job: Job, sent_at: float, fault: Fault, *, charged: bool) -> None:
+    def failed(self, job: Job, now: float, elapsed: float, fault: Fault, *, charged: bool) -> None:
         """Take a failure into account, unless the server has answered others since the request was sent."""
-        if sent_at < self.last_success:
+        if now - elapsed < self.last_success:
             return
         self.streak.count += 1
         connect = fault.action is Action.OUTAGE
@@ -122,7 +130,8 @@ class Endpoint:
         if fault.is_away:
             self.streak.away.add(job)
         if charged or not connect:
-            self.streak.jobs[job] = self.streak.jobs.get(job, 0) + charged
+            attempts, seconds = self.streak.jobs.get(job, (0, 0.0))
+            self.streak.jobs[job] = (attempts + charged, seconds + (elapsed if charged else 0.0))
 
     @property
     def looks_out(self) -> bool:
@@ -131,9 +140,10 @@ class Endpoint:
         return streak.connects >= _CONNECT_FAILURES or len(streak.away) >= SUSPICIOUS or len(streak.jobs) >= _MOST_ROWS
 
     def set_out(self, now: float) -> None:
-        """Stop sending, and give back the attempts that the failures in a row have cost."""
-        for job, attempts in self.streak.jobs.items():
+        """Stop sending, and give back the attempts and the time that the failures in a row have cost."""
+        for job, (attempts, seconds) in self.streak.jobs.items():
             job.attempts -= attempts
+            job.in_flight_s -= seconds
         self.streak.jobs.clear()
         self.streak.away.clear()
         self.out_since = now

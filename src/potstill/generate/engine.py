@@ -32,6 +32,8 @@ logger = logging.getLogger("potstill.generate")
 
 #: Rows answered from the store, or not to be asked at all, in one turn of the loop.
 _TURN = 256
+#: Requests sent without looking at what has come in: a server that says "later" to the first is to be heard early.
+_SLICE = 32
 #: Seconds that a stopping job waits for answers in flight: they are paid for.
 _DRAIN_S = 30.0
 
@@ -172,8 +174,12 @@ class Engine:
             self.fail(error)
 
     def _send_all(self) -> None:
-        while (pair := self._next_request()) is not None:
+        for _ in range(_SLICE):
+            if (pair := self._next_request()) is None:
+                break
             self._start_task(self._work(*pair))
+        else:
+            self._ask_for_a_turn()
         if self._read_all and not (self._ready or self._later or self._tasks) and self._suspects:
             self._give_verdicts()
             self._loop.call_soon(self._pump)
@@ -239,7 +245,8 @@ class Engine:
 
     def _wake(self) -> None:
         self._timer = None
-        self._pump()
+        # First what has come in: timers run before the sockets are read, and one of these may say "not yet".
+        self._loop.call_soon(self._loop.call_soon, self._pump)
 
     def _next_job(self, now: float) -> Job | None:
         """Return what to ask next: what was put back, what has waited long enough, or a new row."""
@@ -268,10 +275,13 @@ class Engine:
                     return job
                 self._results.skip(job, "budget")
         # Let answers in before going on.
+        self._ask_for_a_turn()
+        return None
+
+    def _ask_for_a_turn(self) -> None:
         if not self._turn_asked:
             self._turn_asked = True
             self._loop.call_soon(self._next_turn)
-        return None
 
     def _next_turn(self) -> None:
         self._turn_asked = False
@@ -396,7 +406,11 @@ class Engine:
         elif action is Action.FAIL:
             endpoint.succeeded(self._loop.time())
             job.in_flight_s += elapsed
-            self._fail(job, fault, endpoint.address.base)
+            if fault.kind == "bad_request" and len(job.samples) > 1:
+                # A server that takes no `n`, or none so great (llama.cpp: its slots), is asked one by one.
+                self._ready.extend(job.split([place]) for place in range(len(job.samples)))
+            else:
+                self._fail(job, fault, endpoint.address.base)
         else:
             self._retry(job, fault, endpoint, elapsed, probe=probe)
 
@@ -478,7 +492,7 @@ class Engine:
         if fault.unsent and not job.resent and not out and elapsed < 1.0:
             # The server closed an idle connection just as we used it: no attempt was made.
             job.resent = True
-            endpoint.failed(job, now - elapsed, fault, charged=False)
+            endpoint.failed(job, now, elapsed, fault, charged=False)
             self._put_back(job)
             self._look_for_outage(endpoint, now)
             return
@@ -486,7 +500,7 @@ class Engine:
         job.attempts += charged
         job.in_flight_s += elapsed if charged else 0.0
         job.usage = add_usage(job.usage, fault.usage)
-        endpoint.failed(job, now - elapsed, fault, charged=charged)
+        endpoint.failed(job, now, elapsed, fault, charged=charged)
         if charged and self._is_spent(job):
             self._suspects.append((job, fault, endpoint.address.base))
         elif charged:

@@ -16,7 +16,7 @@ from potstill.answers.key import slug
 from potstill.answers.reuse import ReusePolicy
 from potstill.answers.store import AnswerStore
 from potstill.config.model import Model
-from potstill.generate.costs import cost_of
+from potstill.generate.costs import by_batch, cost_of
 from potstill.generate.requests import BadRowError, RequestMaker
 from potstill.records import Row
 
@@ -81,7 +81,9 @@ class _Sample:
     answers: list[int] = field(default_factory=list)
 
 
-def estimate(model: Model, rows: Iterable[Row], total: int, answers_dir: Path, samples: int = 1) -> Estimate:
+def estimate(
+    model: Model, rows: Iterable[Row], total: int, answers_dir: Path, samples: int = 1, *, batch: bool = False
+) -> Estimate:
     """Estimate a run of one model.
 
     Tokens are counted by the length of the text, and corrected by what the server counted for rows of the sample whose
@@ -93,6 +95,7 @@ def estimate(model: Model, rows: Iterable[Row], total: int, answers_dir: Path, s
         total: How many rows the whole input has.
         answers_dir: The folder of all stores.
         samples: Answers per row.
+        batch: Whether they are asked for in batches, at the price that these have.
     """
     found = _look(model, rows, answers_dir, samples)
     share = found.missing / max(found.asked, 1)
@@ -103,8 +106,7 @@ def estimate(model: Model, rows: Iterable[Row], total: int, answers_dir: Path, s
     one_in = (prompt * (1 - spread), prompt * (1 + spread))
     one_out = _answer_length(found.answers, model.max_tokens)
     costs = [
-        requests * cost_of({"prompt_tokens": int(tokens_in), "completion_tokens": int(tokens_out)}, model.prices)
-        for tokens_in, tokens_out in zip(one_in, one_out, strict=True)
+        requests * cost_of(by_batch(tokens) if batch else tokens, model.prices) for tokens in _tokens(one_in, one_out)
     ]
     basis = f"from {found.rows:,} of {total:,} rows; " + (
         f"lengths as the server counted them for {len(found.answers):,} stored answers"
@@ -121,6 +123,14 @@ def estimate(model: Model, rows: Iterable[Row], total: int, answers_dir: Path, s
         currency=model.prices.currency if model.prices else "",
         basis=basis,
     )
+
+
+def _tokens(*spans: tuple[float, float]) -> list[dict[str, Any]]:
+    """Return the tokens of one request at the low and at the high end."""
+    return [
+        dict(zip(("prompt_tokens", "completion_tokens"), map(int, end), strict=True))
+        for end in zip(*spans, strict=True)
+    ]
 
 
 def _look(model: Model, rows: Iterable[Row], answers_dir: Path, samples: int) -> _Sample:

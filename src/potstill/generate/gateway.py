@@ -21,7 +21,7 @@ def proxy_for(model: Model, url: URL) -> str | None:
     Raises:
         ConfigError: If it is none that speaks HTTP.
     """
-    proxy = model.proxy or _proxy_of_environment(url)
+    proxy = model.proxy or (None if _is_own_server(model, url) else _proxy_of_environment(url))
     if not proxy:
         return None
     proxy = proxy if "://" in proxy else f"http://{proxy}"
@@ -41,6 +41,11 @@ def proxy_name(proxy: str) -> str:
     """Return a proxy's address without its login."""
     scheme, _, rest = proxy.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def _is_own_server(model: Model, url: URL) -> bool:
+    """Return whether a server was started here for the model: no proxy could reach it."""
+    return model.server is not None and url.host in {"127.0.0.1", "localhost", "::1"}
 
 
 def _proxy_of_environment(url: URL) -> str | None:

@@ -106,9 +106,9 @@ def _join_parts(content: Any) -> tuple[str | None, str | None]:
     if not isinstance(content, list):
         return None, None
     texts = [
-        part.get("text") or ""
+        part["text"]
         for part in content
-        if isinstance(part, dict) and part.get("type") in {"text", "output_text"}
+        if isinstance(part, dict) and part.get("type") in ("text", "output_text") and isinstance(part.get("text"), str)
     ]
     thoughts = [part.get("thinking") for part in content if isinstance(part, dict) and part.get("type") == "thinking"]
     thinking = "".join(t if isinstance(t, str) else _join_parts(t)[0] or "" for t in thoughts)
@@ -162,12 +162,13 @@ def add_usage(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[
     """Return the sum of two counts of tokens; an unknown number adds nothing."""
     if one is None or other is None:
         return one or other
-    return {
-        name: None
-        if one.get(name) is None and other.get(name) is None
-        else (one.get(name) or 0) + (other.get(name) or 0)
-        for name in {**one, **other}
-    }
+    return {name: _add(one.get(name), other.get(name)) for name in {**one, **other}}
+
+
+def _add(one: Any, other: Any) -> Any:
+    if isinstance(one or other, dict):
+        return add_usage(one, other)  # what of it was bought in batches
+    return None if one is None and other is None else (one or 0) + (other or 0)
 
 
 def inline_reasoning(content: str) -> str | None:

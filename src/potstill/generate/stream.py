@@ -40,8 +40,8 @@ class StreamReader:
 
     def feed(self, line: bytes) -> bool:
         """Take one line of the stream and return whether it brought content (comments and blanks do not)."""
-        line = line.strip()
-        if not line.startswith(b"data:"):
+        line = line.strip().removeprefix(b"\xef\xbb\xbf")
+        if self.ended or not line.startswith(b"data:"):
             return False
         data = line[5:].strip()
         if data == b"[DONE]":
@@ -64,23 +64,27 @@ class StreamReader:
         self._usage = chunk.get("usage") or self._usage
         self._model = chunk.get("model") or self._model
         self._fingerprint = chunk.get("system_fingerprint") or self._fingerprint
-        for choice in chunk.get("choices") or []:
+        choices = chunk.get("choices")
+        for choice in choices if isinstance(choices, list) else []:
             if isinstance(choice, dict):
                 self._take_choice(choice)
 
     def _take_choice(self, choice: dict[str, Any]) -> None:
-        part = self._parts.setdefault(choice.get("index") or 0, _Part())
-        delta = choice.get("delta") or {}
-        for name, pieces in (("content", part.content), ("refusal", part.refusal)):
-            if isinstance(delta.get(name), str):
-                pieces.append(delta[name])
-        thought = delta.get("reasoning_content") or delta.get("reasoning")
-        if isinstance(thought, str):
-            part.reasoning.append(thought)
-        for call in delta.get("tool_calls") or []:
-            _merge_call(part.tool_calls, call)
-        part.finish_reason = choice.get("finish_reason") or part.finish_reason
-        part.logprobs.extend((choice.get("logprobs") or {}).get("content") or [])
+        part = self._parts.setdefault(_index(choice) or 0, _Part())
+        delta = _object(choice.get("delta"))
+        for pieces, *names in (
+            (part.content, "content"),
+            (part.refusal, "refusal"),
+            (part.reasoning, "reasoning_content", "reasoning"),
+        ):
+            pieces.append(next((text for name in names if isinstance(text := delta.get(name), str) and text), ""))
+        calls = delta.get("tool_calls")
+        for call in calls if isinstance(calls, list) else []:
+            _merge_call(part.tool_calls, _object(call))
+        if isinstance(reason := choice.get("finish_reason"), str):
+            part.finish_reason = reason or part.finish_reason
+        logprobs = _object(choice.get("logprobs")).get("content")
+        part.logprobs.extend(logprobs if isinstance(logprobs, list) else [])
 
     def result(self, wanted: int) -> Reply | Fault:
         """Return the reply, or what is wrong with it: a stream without its end is no answer."""
@@ -109,18 +113,68 @@ def _choice(index: int, part: _Part) -> dict[str, Any]:
     return {"index": index, "message": message, "finish_reason": part.finish_reason, "logprobs": logprobs}
 
 
-def _merge_call(calls: dict[int, dict[str, Any]], piece: Any) -> None:
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _index(piece: dict[str, Any]) -> int | None:
+    index = piece.get("index")
+    return index if isinstance(index, int) else None
+
+
+def _merge_call(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
     """Add a piece of a tool call: the arguments come in bits, the rest once."""
-    if not isinstance(piece, dict):
-        return
-    call = calls.setdefault(
-        piece.get("index") or 0, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
-    )
-    call["id"] = piece.get("id") or call["id"]
+    name = piece.get("id") if isinstance(piece.get("id"), str) else None
+    index = _index(piece)
+    if index is None:
+        # Servers that leave the index out send each call whole: another id is another call.
+        index = max(calls, default=0)
+        if index in calls and name and calls[index]["id"] not in (None, name):
+            index += 1
+    call = calls.setdefault(index, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}})
+    call["id"] = name or call["id"]
     call["type"] = piece.get("type") or call["type"]
-    function = piece.get("function") or {}
-    call["function"]["name"] += function.get("name") or ""
-    call["function"]["arguments"] += function.get("arguments") or ""
+    function = _object(piece.get("function"))
+    for part in ("name", "arguments"):
+        if isinstance(text := function.get(part), str):
+            call["function"][part] += text
+
+
+class LineBuffer:
+    """Cuts pieces into lines; a long line is put together once, when its end is there."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._pieces: list[bytes] = []
+
+    def lines(self, piece: bytes) -> list[bytes]:
+        """Return the lines that a piece ends."""
+        first, *rest = piece.split(b"\n")
+        self._pieces.append(first)
+        self.size += len(first)
+        if not rest:
+            return []
+        whole = [self.end(), *rest[:-1]]
+        self._pieces, self.size = [rest[-1]], len(rest[-1])
+        return whole
+
+    def end(self) -> bytes:
+        """Return what came after the last line."""
+        return b"".join(self._pieces)
+
+
+def read_events(body: bytes, wanted: int = 1) -> Reply | Fault:
+    """Return the reply of a stream that has come whole, from a server that does not say that it is one."""
+    reader = StreamReader()
+    for line in body.split(b"\n"):
+        if reader.fault is None:
+            reader.feed(line)
+    return reader.result(wanted)
+
+
+def looks_like_events(body: bytes) -> bool:
+    """Return whether a body that is no JSON is a stream without its name."""
+    return body.lstrip(b"\xef\xbb\xbf \r\n").startswith((b"data:", b"event:", b":"))
 
 
 async def read_stream(content: Connection, idle_s: float, wanted: int = 1) -> Reply | Fault:
@@ -131,18 +185,17 @@ async def read_stream(content: Connection, idle_s: float, wanted: int = 1) -> Re
         idle_s: Seconds without content after which the stream counts as hung; comments are no content.
         wanted: The number of choices that were asked for.
     """
-    reader, rest = StreamReader(), b""
+    reader, rest = StreamReader(), LineBuffer()
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(idle_s) as clock:
         while not reader.ended and reader.fault is None:
             piece = await content.readany()
             if not piece:
                 break
-            *lines, rest = (rest + piece).split(b"\n")
-            if sum(reader.feed(line) for line in lines):
+            if sum(reader.feed(line) for line in rest.lines(piece)):
                 clock.reschedule(loop.time() + idle_s)
-            if len(rest) > _MAX_LINE:
-                return Fault("invalid_response", "a line of the stream has no end", 200, raw=raw_text(rest))
-    if rest and not reader.ended:
-        reader.feed(rest)
+            if rest.size > _MAX_LINE:
+                return Fault("invalid_response", "a line of the stream has no end", 200, raw=raw_text(piece))
+    if not reader.ended and reader.fault is None:
+        reader.feed(rest.end())
     return reader.result(wanted)

@@ -24,6 +24,7 @@ from potstill.errors import ConfigError
 
 Result = TypeVar("Result")
 HandsOver = Callable[[int, Mapping[str, str]], bool]
+Hears = Callable[[int, Mapping[str, str]], None]
 
 #: Shorter than the 5 s after which uvicorn closes an idle connection, so that we rarely send into a closed one.
 _KEEPALIVE_S = 4.0
@@ -33,7 +34,10 @@ _MOST_S = 0.5
 #: What no server of a teacher sends: more is cut off, before it fills the memory.
 _MOST_HEADER_BYTES = 1 << 18
 _MOST_BODY_BYTES = 1 << 28
+_MOST_REFUSAL_BYTES = 1 << 20
 _DNS_S = 60.0
+#: After so many seconds without a byte the sockets are looked at once more before anything is sent.
+_STALE_S = 0.005
 _HAPPY_EYEBALLS_S = 0.25
 
 
@@ -86,16 +90,27 @@ class Response:
     stream: Connection | None = None
 
 
+class _Pulse:
+    """When bytes were last read from a server."""
+
+    __slots__ = ("at",)
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+
 class Connection(asyncio.Protocol):
     """One connection, and the one exchange that is on it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, pulse: _Pulse, hears: Hears | None = None) -> None:
         self.transport: asyncio.Transport | None = None
         self.deadline = 0.0
         self.idle_since = 0.0
         self.heard_at = 0.0
         self.sent_at = 0.0
         self._loop = loop
+        self._hears = hears
+        self._pulse = pulse
         self._parser = self._new_parser()
         self._waiter: asyncio.Future[Response] | None = None
         self._woken: asyncio.Future[None] | None = None
@@ -232,7 +247,7 @@ class Connection(asyncio.Protocol):
         if self._waiter is None or self._complete:
             self.abort()  # nobody has asked for this
             return
-        self.heard_at = self._loop.time()
+        self.heard_at = self._pulse.at = self._loop.time()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -281,6 +296,8 @@ class Connection(asyncio.Protocol):
             self._headers.clear()
             return
         self._status, self._size = status, 0
+        if status != 200 and self._hears is not None:
+            self._hears(status, self._headers)
         if "content-encoding" in self._headers:
             self._unpack = _unpacker(self._headers["content-encoding"])
         if self._hands_over is not None and self._hands_over(status, self._headers):
@@ -289,10 +306,11 @@ class Connection(asyncio.Protocol):
     def on_body(self, piece: bytes) -> None:
         """Take a piece of the body."""
         if self._unpack is not None:
-            piece = self._unpack.decompress(piece, _MOST_BODY_BYTES)
+            piece = self._unpack.decompress(piece, _MOST_BODY_BYTES - self._size + 1)
         self._size += len(piece)
-        if self._size > _MOST_BODY_BYTES:
-            raise ValueError(f"the body of the reply has more than {_MOST_BODY_BYTES} bytes")
+        most = _MOST_BODY_BYTES if self._status == 200 else _MOST_REFUSAL_BYTES
+        if self._size > most:
+            raise ValueError(f"the body of the reply has more than {most} bytes")
         self._pieces.append(piece)
         self._wake()
 
@@ -353,6 +371,7 @@ class Wire:
         may_send: Asked once more before a request leaves on a connection that had to be made first.
         tls: The certificates to trust; None for the system's.
         proxy: The address of the HTTP proxy to go through.
+        hears: Told status and headers of a refusal the moment they come, before any task can send another request.
     """
 
     def __init__(
@@ -363,10 +382,13 @@ class Wire:
         *,
         tls: ssl.SSLContext | None = None,
         proxy: str | None = None,
+        hears: Hears | None = None,
     ) -> None:
         self._url = url
         self._clocks = clocks
         self._may_send = may_send
+        self._hears = hears
+        self._pulse = _Pulse()
         self._tls = (tls or ssl.create_default_context()) if url.scheme == "https" else None
         self._proxy = None if proxy is None else URL(proxy)
         self._idle: list[Connection] = []
@@ -421,6 +443,8 @@ class Wire:
             connection = await self._connect(seconds)
             passed = self._loop.time() - now
             now, seconds = now + passed, max(0.001, seconds - passed)
+        if now - self._pulse.at > _STALE_S:
+            await _look_at_sockets(connection)
         if not self._may_send():
             self._keep(connection)
             raise HeldBackError
@@ -527,7 +551,9 @@ class Wire:
         name = url.raw_host if tls is not None else None
         try:
             _, connection = await _connecting(
-                self._loop.create_connection(lambda: Connection(self._loop), sock=route, ssl=tls, server_hostname=name)
+                self._loop.create_connection(
+                    lambda: Connection(self._loop, self._pulse, self._hears), sock=route, ssl=tls, server_hostname=name
+                )
             )
         except BaseException:
             route.close()
@@ -542,6 +568,15 @@ class Wire:
                 )
                 self._addresses_until = self._loop.time() + _DNS_S
             return self._addresses
+
+
+async def _look_at_sockets(connection: Connection) -> None:
+    """Let the loop read before a request leaves: a slow disk or a busy machine may have held us up since it last did."""
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        connection.abort()
+        raise
 
 
 async def _connecting(work: Coroutine[Any, Any, Result]) -> Result:

@@ -20,4 +20,7 @@ def loads(data: bytes | str) -> Any:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
-        return rows.loads(data)
+        try:
+            return rows.loads(data)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None

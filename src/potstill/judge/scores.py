@@ -44,12 +44,12 @@ def pair_votes(straight: Sequence[Vote], swapped: Sequence[Vote]) -> list[Vote]:
     ]
 
 
-def join_score(score: float, judge_score: float | None, weight: float) -> float:
+def join_score(score: float | None, judge_score: float | None, weight: float) -> float | None:
     """Return a row's score with the judge's part in it; without a judge's score it stays as it was.
 
     Args:
-        score: The score by execution (and scorers).
+        score: The score by execution (and scorers), or None where a scorer gave none.
         judge_score: The judge's, from 0 to 1, or None.
         weight: The judge's share, from 0 to 1.
     """
-    return score if judge_score is None else round((1.0 - weight) * score + weight * judge_score, 9)
+    return score if score is None or judge_score is None else round((1.0 - weight) * score + weight * judge_score, 9)

@@ -54,9 +54,11 @@ class _Spent:
         if not isinstance(usage, dict):
             self.without_usage += 1
             return judge_money
-        tokens = {kind: count_tokens(usage, kind) for kind in TOKENS}
+        tokens: dict[str, Any] = {kind: count_tokens(usage, kind) for kind in TOKENS}
         for kind in TOKENS:
             self.tokens[kind] += tokens[kind]
+        if isinstance(batch := usage.get("batch"), dict):
+            tokens["batch"] = {kind: count_tokens(batch, kind) for kind in TOKENS}
         money = cost_of(tokens, self._prices)
         self.money += money
         self.saved += money if reused else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: a JSON object was expected, found {type(value).__name__}")
     return value
+
+
+def stage_ending(config: Mapping[str, Any]) -> str:
+    """Return the ending of the files of the stages that work on one chunk, by a run's own config."""
+    return ".jsonl.zst" if config.get("chunks", {}).get("compress") == "zst" else ".jsonl"
+
+
+def keeps_stages(config: Mapping[str, Any]) -> bool:
+    """Say whether a run keeps the files of stages that nothing needs any more, by its own config."""
+    return bool(config.get("chunks", {}).get("keep_stages", True))
 
 
 def round_folders(folder: Path, rounds: int) -> list[Path]:

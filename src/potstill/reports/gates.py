@@ -29,6 +29,10 @@ MEASURES: dict[str, str] = {
 }
 
 
+#: The name of the cascade's result among those of the models.
+CASCADE = "cascade"
+
+
 class Gate(NamedTuple):
     """One limit and what was found."""
 
@@ -68,8 +72,36 @@ def evaluate_gates(
     return gates
 
 
+def evaluate_run(
+    settings: Mapping[str, Any],
+    models: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any] | None]],
+    cascade: Mapping[str, Any] | None = None,
+) -> list[Gate]:
+    """Return every configured gate of a run.
+
+    Args:
+        settings: The config section `gates`. Its `of` names what must keep the limits; where it is null that is each model,
+            and in the place of those that form a cascade the cascade's result: a model that only sees what others did not
+            solve has other rates than the dataset.
+        models: The quality and the cost report of each model, by alias.
+        cascade: The cascade's summary.json, where there is one.
+    """
+    reports = dict(models)
+    inside: set[str] = set()
+    if cascade is not None:
+        reports[CASCADE] = (cascade["quality"], cascade["cost"])
+        inside = {model["alias"] for model in cascade["models"]}
+    names = settings.get("of") or [name for name in reports if name not in inside]
+    return [gate for name in names for gate in evaluate_gates(settings, name, *reports[name])]
+
+
 def check_gates(
-    output: Path, *, settings: Mapping[str, Any], quality_reports: Sequence[Path], cost_reports: Sequence[Path] = ()
+    output: Path,
+    *,
+    settings: Mapping[str, Any],
+    quality_reports: Sequence[Path],
+    cost_reports: Sequence[Path] = (),
+    cascade: Path | None = None,
 ) -> list[Gate]:
     """Write gates.json, print every gate with its value and limit, and return them.
 
@@ -78,11 +110,11 @@ def check_gates(
         settings: The config section `gates`.
         quality_reports: quality_report.json of every model.
         cost_reports: cost_report.json of every model.
+        cascade: The cascade's summary.json, where there is one.
     """
     costs = {report["model"]: report for report in map(read_json, cost_reports)}
-    gates: list[Gate] = []
-    for quality in map(read_json, quality_reports):
-        gates += evaluate_gates(settings, quality["model"], quality, costs.get(quality["model"]))
+    models = {report["model"]: (report, costs.get(report["model"])) for report in map(read_json, quality_reports)}
+    gates = evaluate_run(settings, models, read_json(cascade) if cascade else None)
     publish_json(
         output,
         {

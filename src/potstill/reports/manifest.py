@@ -1,6 +1,7 @@
 """manifest.json: what one model's results were made from and what they are, by hash; and its verification.
 
-A stage's files are read whole: their sha256, their rows, the columns and the first and last sample_id by text order.
+Said of each file of rows: the sha256 of its lines (unpacked, where it is packed), their number, the columns and the first
+and last sample_id by text order. The jobs that wrote them have noted it; a file without such a note is read whole.
 Paths inside a run are relative to the run's folder, so that a run may be moved and verified elsewhere.
 """
 
@@ -12,16 +13,33 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from potstill import __version__
+from potstill.config.run import STAGE_FOLDERS
+from potstill.contents import find_note, notes_file
 from potstill.errors import InputError
 from potstill.records import canonical_json, sha256_text
-from potstill.reports.files import ModelFiles, read_json, round_folders
-from potstill.rows import loads, open_binary, publish_json
+from potstill.reports.files import ModelFiles, keeps_stages, read_json, round_folders, stage_ending
+from potstill.rows import publish_json, read_content
 
 #: The folders of the stages that work on one chunk.
-STAGES = ("generated", "cleaned", "executed", "judged", "scored")
+STAGES = tuple(STAGE_FOLDERS.values())
+#: Folder of a stage -> the rule whose jobs write it.
+_RULES = {
+    "generated": "generate_answers",
+    "cleaned": "clean_answers",
+    "executed": "execute_answers",
+    "judged": "judge_answers",
+    "scored": "score_answers",
+    "filtered": "filter_answers",
+}
+#: Folder of a stage -> its section of the config.
+_SECTIONS = {folder: section for section, folder in STAGE_FOLDERS.items()}
+#: What the manifest says of each file.
+_SAID = ("sha256", "bytes", "rows", "min_sample_id", "max_sample_id")
+#: Stages whose files go with `chunks.keep_stages: false`.
+REMOVED = (*STAGES[1:], "filtered_kept", "filtered_rejected")
 #: Where a sample may end.
 ENDS = ("kept", "rejected", "failed", "not_asked")
 #: Packages whose version can change what a run yields.
@@ -39,17 +57,6 @@ PACKAGES = (
 )
 
 
-class _Content(NamedTuple):
-    """What is said of one file of rows."""
-
-    sha256: str
-    bytes: int
-    rows: int
-    columns: list[str]
-    min_sample_id: str | None
-    max_sample_id: str | None
-
-
 def hash_file(path: Path) -> str:
     """Return the sha256 of a file.
 
@@ -63,51 +70,21 @@ def hash_file(path: Path) -> str:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def describe_rows(path: Path) -> _Content:
-    """Return the content of a JSONL file of ours, in one pass.
+def describe_stage(run_dir: Path, paths: Iterable[Path], *, by_notes: bool = False) -> dict[str, Any]:
+    """Return one stage's entry of the manifest: the sums over its files and each file.
 
-    Raises:
-        InputError: If it cannot be read or a line is no JSON object.
+    Args:
+        run_dir: The run's folder.
+        paths: The stage's files.
+        by_notes: Whether to believe the notes of the jobs that wrote them, which is cheap, also for files that are gone;
+            else all files are read whole.
     """
-    digest, size, rows = hashlib.sha256(), 0, 0
-    columns: dict[str, None] = {}
-    low = high = None
-    with open_binary(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            digest.update(line)
-            size += len(line)
-            if line == b"\n":
-                continue
-            row = _row(path, number, line)
-            rows += 1
-            if not row.keys() <= columns.keys():
-                columns.update(dict.fromkeys(row))
-            if isinstance(sample_id := row.get("sample_id"), str):
-                low = sample_id if low is None else min(low, sample_id)
-                high = sample_id if high is None else max(high, sample_id)
-    return _Content(digest.hexdigest(), size, rows, sorted(columns), low, high)
-
-
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = loads(line)
-    except ValueError as error:
-        raise InputError(f"{path}: line {number}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{path}: line {number}: a JSON object was expected, found {type(row).__name__}")
-    return row
-
-
-def describe_stage(run_dir: Path, paths: Iterable[Path]) -> dict[str, Any]:
-    """Return one stage's entry of the manifest: the sums over its files and each file."""
     files: dict[str, dict[str, Any]] = {}
     columns: set[str] = set()
     for path in paths:
-        content = describe_rows(path)
-        columns.update(content.columns)
-        entry = content._asdict()
-        del entry["columns"]
-        files[_inside(run_dir, path)] = entry
+        entry = (find_stage_note(run_dir, path) if by_notes else None) or read_content(path)._asdict()
+        columns.update(entry["columns"])
+        files[_inside(run_dir, path)] = {name: entry[name] for name in _SAID}
     lows = [entry["min_sample_id"] for entry in files.values() if entry["min_sample_id"] is not None]
     highs = [entry["max_sample_id"] for entry in files.values() if entry["max_sample_id"] is not None]
     return {
@@ -118,6 +95,19 @@ def describe_stage(run_dir: Path, paths: Iterable[Path]) -> dict[str, Any]:
         "max_sample_id": max(highs, default=None),
         "files": files,
     }
+
+
+def find_stage_note(run_dir: Path, path: Path) -> dict[str, Any] | None:
+    """Return what the job that wrote a file of rows in a run has noted of it, if that is still so."""
+    name = path.name.partition(".")[0]
+    *folders, stage = path.relative_to(run_dir).parts[:-1]
+    if stage == "chunks":
+        log = Path("prepare_rows", "prepare_rows.log")
+    elif folders:
+        log = Path(_RULES[stage], *folders, f"{name}.log")
+    else:
+        log = Path("merge_answers", f"{stage}.log")
+    return find_note(notes_file(run_dir / "logs" / log), path)
 
 
 def _inside(folder: Path, path: Path) -> str:
@@ -152,7 +142,7 @@ def write_manifest(
     manifest = {
         "manifest_version": 1,
         "model": model,
-        "stages": {stage: describe_stage(run_dir, paths) for stage, paths in stages.items()},
+        "stages": {stage: describe_stage(run_dir, paths, by_notes=True) for stage, paths in stages.items()},
         "reports": {_inside(run_dir, path): hash_file(path) for path in reports},
         "sources": {kind: _hash_sources(run_dir, paths) for kind, paths in sources.items()},
         "config": config,
@@ -188,25 +178,36 @@ def identify_run(manifest: Mapping[str, Any]) -> str:
     return sha256_text(canonical_json([manifest["model"], manifest["config_sha256"], sources, made]))[:32]
 
 
-def find_stage_files(run_dir: Path, model: str, chunks: Sequence[str], rounds: int = 1) -> dict[str, list[Path]]:
-    """Return the files of every stage of a model that left any, in the order of the flow.
+def find_stage_files(
+    run_dir: Path, model: str, chunks: Sequence[str], config: Mapping[str, Any] | None = None
+) -> dict[str, list[Path]]:
+    """Return the files of every stage of a model that left any, or notes on them, in the order of the flow.
 
     Args:
         run_dir: The run's folder.
         model: The model's alias.
         chunks: The names of the run's chunks.
-        rounds: The number of rounds.
+        config: The run's config: a stage that is off has no files, whatever an earlier run has left. All stages without.
     """
     folder = run_dir / model
-    folders = round_folders(folder, rounds)
-    stages = {"prepared": [run_dir / "prepared" / "chunks" / f"{chunk}.jsonl" for chunk in chunks]}
+    config = config or {}
+    folders = round_folders(folder, (config.get("rounds") or {}).get("max", 1))
+    end = stage_ending(config)
+    stages = {"prepared": [run_dir / "prepared" / "chunks" / f"{chunk}{end}" for chunk in chunks]}
     for stage in STAGES:
-        stages[stage] = [part / stage / f"{chunk}.jsonl" for part in folders for chunk in chunks]
-    for end in ("kept", "rejected"):
-        stages[f"filtered_{end}"] = [part / "filtered" / f"{chunk}.{end}.jsonl" for part in folders for chunk in chunks]
+        if config.get(_SECTIONS[stage], {}) is not None:
+            stages[stage] = [part / stage / f"{chunk}{end}" for part in folders for chunk in chunks]
+    if config.get("filter", {}) is not None:
+        for verdict in ("kept", "rejected"):
+            files = [part / "filtered" / f"{chunk}.{verdict}{end}" for part in folders for chunk in chunks]
+            stages[f"filtered_{verdict}"] = files
     merged = ModelFiles.of(folder)._asdict().items()
     stages |= {name: [path] for name, path in merged}
-    return {stage: paths for stage, paths in stages.items() if any(path.is_file() for path in paths)}
+    return {stage: paths for stage, paths in stages.items() if any(_is_known(run_dir, path) for path in paths)}
+
+
+def _is_known(run_dir: Path, path: Path) -> bool:
+    return path.is_file() or find_stage_note(run_dir, path) is not None
 
 
 def hash_package() -> str:
@@ -249,7 +250,8 @@ def verify_manifest(path: Path, run_dir: Path) -> list[str]:
     manifest = read_json(path)
     found = []
     for stage, entry in manifest["stages"].items():
-        found += [f"{stage}: {problem}" for problem in _verify_stage(run_dir, entry)]
+        gone = stage in REMOVED and not keeps_stages(manifest["config"])
+        found += [f"{stage}: {problem}" for problem in _verify_stage(run_dir, entry, may_be_gone=gone)]
     for name, expected in manifest["reports"].items():
         found += _verify_hash(run_dir / name, expected)
     for files in manifest["sources"].values():
@@ -263,9 +265,10 @@ def verify_manifest(path: Path, run_dir: Path) -> list[str]:
     return found + _verify_conservation(manifest)
 
 
-def _verify_stage(run_dir: Path, entry: Mapping[str, Any]) -> list[str]:
+def _verify_stage(run_dir: Path, entry: Mapping[str, Any], *, may_be_gone: bool) -> list[str]:
     present = [run_dir / name for name in entry["files"] if (run_dir / name).is_file()]
-    missing = [f"{name}: missing" for name in entry["files"] if run_dir / name not in present]
+    all_there = len(present) == len(entry["files"])
+    missing = [] if may_be_gone else [f"{name}: missing" for name in entry["files"] if run_dir / name not in present]
     try:
         now = describe_stage(run_dir, present)
     except InputError as error:
@@ -277,7 +280,7 @@ def _verify_stage(run_dir: Path, entry: Mapping[str, Any]) -> list[str]:
             for key, said in entry["files"][name].items()
             if content[key] != said
         ]
-    if not missing:
+    if all_there:
         found += [
             f"{key} is {now[key]!r}, the manifest says {entry[key]!r}"
             for key in ("count", "columns", "field_hash", "min_sample_id", "max_sample_id")

@@ -7,22 +7,26 @@ only ever shown as text; besides, the page forbids (by its content security poli
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from potstill import __version__
 from potstill.reports import charts
 from potstill.reports.excerpt import make_excerpt
 from potstill.reports.files import ModelFiles, read_json
-from potstill.reports.gates import evaluate_gates
+from potstill.reports.gates import evaluate_run
 from potstill.reports.library import pack, read_libraries, read_licences
 from potstill.reports.results import find_results
 from potstill.reports.sample import pick_rows
 from potstill.rows import dumps, publish
+
+if TYPE_CHECKING:
+    import jinja2
 
 #: Rows of all models together that a page holds by default.
 PAGE_ROWS = 2000
@@ -36,6 +40,9 @@ _SECTIONS = {
     "quality": "Quality",
     "time": "Time",
     "cost": "Cost",
+    "rounds": "Rounds",
+    "cascade": "Cascade",
+    "agreement": "Students",
     "errors": "Errors",
     "comparison": "Comparison",
     "rows": "Rows",
@@ -46,9 +53,9 @@ PARTS = ("cards", *_SECTIONS)
 PANELS = {
     "overview": ("cards", "gates", "funnel"),
     "thresholds": ("threshold",),
-    "quality": ("quality",),
+    "quality": ("quality", "agreement"),
     "time": ("time",),
-    "cost": ("cost",),
+    "cost": ("cost", "rounds", "cascade"),
     "errors": ("errors",),
 }
 _ENDS = (("kept", "Kept"), ("rejected", "Rejected"), ("failed", "Failed"), ("not_asked", "Not asked"))
@@ -79,6 +86,13 @@ class ModelReports(NamedTuple):
         )
 
 
+class _Together(NamedTuple):
+    """What models say only together."""
+
+    cascade: dict[str, Any] | None
+    agreement: dict[str, Any] | None
+
+
 def write_page(
     output: Path,
     *,
@@ -87,6 +101,8 @@ def write_page(
     page_rows: int = PAGE_ROWS,
     comparison: Mapping[str, Any] | None = None,
     panels: Path | None = None,
+    cascade: Path | None = None,
+    agreement: Path | None = None,
 ) -> None:
     """Write the page of a run.
 
@@ -97,10 +113,15 @@ def write_page(
         page_rows: How many rows of all models together the page holds; of more, a fixed sample.
         comparison: What `compare_runs` found against an earlier run.
         panels: A folder for `PANELS`, the page's sections as pages of their own, for `snakemake --report`.
+        cascade: The summary.json of the run's cascade, where there is one.
+        agreement: The score_agreement.json of the run's students, where there are any.
     """
     models = [ModelReports.read(folder) for folder in model_folders]
     rows = _sample(models, config, page_rows)
-    context = _context(models, config, comparison)
+    together = _Together(
+        read_json(cascade) if cascade is not None else None, read_json(agreement) if agreement is not None else None
+    )
+    context = _context(models, config, comparison, together)
     _publish(output, {**context, "shown": len(rows), "rows_packed": pack(_json(rows).encode())}, PARTS)
     if panels is not None:
         for name, parts in PANELS.items():
@@ -135,16 +156,20 @@ def _json(value: Any) -> str:
 
 
 def _context(
-    models: Sequence[ModelReports], config: Mapping[str, Any], comparison: Mapping[str, Any] | None
+    models: Sequence[ModelReports],
+    config: Mapping[str, Any],
+    comparison: Mapping[str, Any] | None,
+    together: _Together,
 ) -> dict[str, Any]:
     import yaml
 
     groups = [_group(models, key, title) for key, title in _GROUPS.items()]
     groups = [group for group in groups if group["lines"]]
-    gates = [
-        gate
-        for model in models
-        for gate in evaluate_gates(config.get("gates") or {}, model.alias, model.quality, model.cost)
+    reports = {model.alias: (model.quality, model.cost) for model in models}
+    gates = evaluate_run(config.get("gates") or {}, reports, together.cascade)
+    rounds = [{"model": model.alias, **entry} for model in models for entry in model.cost.get("rounds", ())]
+    students = [
+        {"student": name, **entry} for name, entry in (together.agreement or {"students": {}})["students"].items()
     ]
     return {
         "run": str(config.get("run", "")),
@@ -161,15 +186,24 @@ def _context(
         "stages": _stages(models),
         "priced": any(model.cost["cost_total"] is not None for model in models),
         "comparison": comparison,
-        "sections": _sections(bool(gates), comparison is not None),
+        "rounds": rounds,
+        "cascade": together.cascade,
+        "students": students,
+        "sections": _sections(
+            gates=bool(gates),
+            comparison=comparison is not None,
+            rounds=bool(rounds),
+            cascade=together.cascade is not None,
+            agreement=bool(students),
+        ),
         "version": __version__,
         "config": yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
         "summary_json": _json(_summary(models, groups, config)),
     }
 
 
-def _sections(gates: bool, comparison: bool) -> list[tuple[str, str]]:
-    shown = {"gates": gates, "comparison": comparison}
+def _sections(**shown: bool) -> list[tuple[str, str]]:
+    """Return the sections of a page; one that is not named is always there."""
     return [(key, name) for key, name in _SECTIONS.items() if shown.get(key, True)]
 
 
@@ -372,18 +406,32 @@ def _summary(
 
 
 def _render(context: Mapping[str, Any]) -> str:
-    import jinja2
     from markupsafe import Markup
+
+    return _template().render({**_parts(), **context, "summary_json": Markup(context["summary_json"])})
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """Return the page's template; to compile it takes longer than to fill it in."""
+    import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"exact": _exact, "count": _count, "percent": _percent, "decimal": _decimal}
+    return environment.from_string(_asset("page.html.jinja"))
+
+
+@functools.cache
+def _parts() -> dict[str, Any]:
+    """Return what is the same in all pages."""
+    from markupsafe import Markup
+
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    parts = {
+    return {
         "style": Markup(_asset("page.css")),
         "script": Markup(script),
         "script_hash": f"sha256-{digest}",
-        "summary_json": Markup(context["summary_json"]),
         "zh_json": Markup(_json(json.loads(_asset("zh.json")))),
         "libraries": read_libraries(),
         "licences": read_licences(),
@@ -392,7 +440,6 @@ def _render(context: Mapping[str, Any]) -> str:
         "dash": Markup(" – "),
         "total_cost": Markup("<span data-t>total</span> "),
     }
-    return environment.from_string(_asset("page.html.jinja")).render({**context, **parts})
 
 
 def _asset(name: str) -> str:

@@ -64,7 +64,7 @@ def _make_tasks(rows: Sequence[Row], databases: Any, config: Any) -> list[tuple[
         for kind, field in _wanted(row, config.sql_field, config.gold_field):
             try:
                 sql = admit(row.get(field), dialect=config.dialect, max_bytes=config.limits.max_sql_bytes)
-                tasks.append((number, kind, ("gold", (databases.find(row).location, sql, True))))
+                tasks.append((number, kind, ("gold", (databases.find(row).location, sql))))
             except QueryError:
                 continue
     return tasks[:MAX_STATEMENTS]

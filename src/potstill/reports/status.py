@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from potstill.errors import ConfigError, InputError
 from potstill.generate.costs import cost_of
-from potstill.reports.files import OWN_FOLDERS, read_json, round_folders
-from potstill.reports.manifest import STAGES
+from potstill.reports.files import OWN_FOLDERS, read_json, round_folders, stage_ending
+from potstill.reports.manifest import STAGES, find_stage_note
 from potstill.reports.times import parse_time
-from potstill.rows import read_rows
+from potstill.rows import count_lines, read_rows
 
 if TYPE_CHECKING:
     from potstill.config.model import Prices
 
 #: The rate is that of the last so many seconds of answers.
 RATE_WINDOW_S = 300
-_BLOCK = 1 << 20
 _LOG_TAIL = 1 << 16
 #: The line that the engine writes every few seconds: rows done of all rows.
 _PROGRESS = re.compile(rb" INFO (\d+)(?:/\d+ \(\d+ %\))? rows, (\d+\.\d+) rows/s")
@@ -101,6 +100,7 @@ class StatusReader:
         if not run_dir.is_dir():
             raise InputError(f"{run_dir}: no such folder; give the folder of a run: output_dir/run")
         self._run_dir = run_dir
+        self._ending = ".jsonl"
         self._lines: dict[Path, tuple[tuple[int, int], int]] = {}
         self._chunks: dict[Path, tuple[tuple[int, int], ChunkCounts]] = {}
 
@@ -111,6 +111,7 @@ class StatusReader:
         summary = read_json(summary_path) if summary_path.is_file() else {}
         names = [str(entry["chunk"]) for entry in summary.get("chunks", [])]
         rounds = (config.get("rounds") or {}).get("max", 1)
+        self._ending = stage_ending(config)
         models = [self._model(alias, names, rounds) for alias in self._aliases(config)]
         gates = self._run_dir / "gates.json"
         return RunStatus(
@@ -168,13 +169,13 @@ class StatusReader:
 
     def _chunk(self, folder: Path, chunk: str, prices: Prices | None) -> ChunkCounts | None:
         """Return the counts of a chunk of answers, or None where it is not done."""
-        path = folder / f"{chunk}.jsonl"
+        path = folder / f"{chunk}{self._ending}"
         if not path.is_file():
             return None
         state = _state(path)
         known = self._chunks.get(path)
         if known is None or known[0] != state:
-            self._chunks[path] = known = (state, _count_chunk(folder, chunk, prices))
+            self._chunks[path] = known = (state, _count_chunk(folder, chunk, self._ending, prices))
         return known[1]
 
     def _under_way(self, alias: str, chunks: Sequence[str], rounds: int) -> Progress:
@@ -185,30 +186,30 @@ class StatusReader:
             _last_progress(log / f"{chunk}.log")
             for log, folder in zip(logs, folders, strict=True)
             for chunk in chunks
-            if not (folder / "generated" / f"{chunk}.jsonl").is_file()
+            if not (folder / "generated" / f"{chunk}{self._ending}").is_file()
         ]
         return Progress(sum(one.rows for one in found), sum(one.rate for one in found))
 
     def _stage(self, folders: Sequence[Path], chunks: Sequence[str]) -> tuple[int, int]:
         """Return how many chunks of a stage are done, and the rows in them."""
-        endings = (".kept.jsonl", ".rejected.jsonl") if folders[0].name == "filtered" else (".jsonl",)
-        counts = [
-            sum(self._count_lines(folder / f"{chunk}{ending}") for ending in endings)
+        verdicts = (".kept", ".rejected") if folders[0].name == "filtered" else ("",)
+        found = [
+            [self._count_rows(folder / f"{chunk}{verdict}{self._ending}") for verdict in verdicts]
             for folder in folders
             for chunk in chunks
-            if (folder / f"{chunk}{endings[-1]}").is_file()
         ]
-        return len(counts), sum(counts)
+        done = [[count for count in counts if count is not None] for counts in found if counts[-1] is not None]
+        return len(done), sum(sum(counts) for counts in done)
 
-    def _count_lines(self, path: Path) -> int:
+    def _count_rows(self, path: Path) -> int | None:
+        """Return the rows of a stage's file, as its job has noted them where the file is gone; None where it never was."""
         if not path.is_file():
-            return 0
+            note = find_stage_note(self._run_dir, path)
+            return None if note is None else int(note["rows"])
         state = _state(path)
         known = self._lines.get(path)
         if known is None or known[0] != state:
-            with path.open("rb") as stream:
-                count = sum(block.count(b"\n") for block in iter(lambda: stream.read(_BLOCK), b""))
-            self._lines[path] = known = (state, count)
+            self._lines[path] = known = (state, count_lines(path))
         return known[1]
 
 
@@ -244,18 +245,18 @@ def _prices(model_file: Path) -> Prices | None:
         return None
 
 
-def _count_chunk(folder: Path, chunk: str, prices: Prices | None) -> ChunkCounts:
+def _count_chunk(folder: Path, chunk: str, ending: str, prices: Prices | None) -> ChunkCounts:
     counts = ChunkCounts()
-    for row in read_rows(folder / f"{chunk}.jsonl"):
+    for row in read_rows(folder / f"{chunk}{ending}"):
         counts.answered += 1
         _add_times_and_money(counts, row, prices)
-    if (path := folder / f"{chunk}.failed.jsonl").is_file():
+    if (path := folder / f"{chunk}.failed{ending}").is_file():
         for row in read_rows(path):
             counts.failed += 1
             counts.errors[str(row.get("error_class") or "unknown")[:80]] += 1
             _add_times_and_money(counts, row, prices)
-    if (path := folder / f"{chunk}.not_asked.jsonl").is_file():
-        counts.not_asked = sum(1 for _ in read_rows(path))
+    if (path := folder / f"{chunk}.not_asked{ending}").is_file():
+        counts.not_asked = count_lines(path)
     return counts
 
 

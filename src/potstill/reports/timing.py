@@ -88,18 +88,19 @@ class Teacher:
         self._ends.append(end)
         self._latencies.append(latency)
 
-    def intervals(self) -> list[tuple[float, float]]:
-        """Return when each request was in flight, sorted by its start."""
-        return sorted((end - latency, end) for end, latency in zip(self._ends, self._latencies, strict=True))
+    def intervals(self) -> Iterator[tuple[float, float]]:
+        """Yield when each request was in flight, in the order of their starts; a list of all would be 140 bytes each."""
+        starts = array("d", (end - latency for end, latency in zip(self._ends, self._latencies, strict=True)))
+        for number in sorted(range(len(starts)), key=starts.__getitem__):
+            yield starts[number], self._ends[number]
 
     def active(self) -> _Active:
         """Return the time from the first request to the last answer, without the pauses in which nothing was asked."""
-        intervals = self.intervals()
-        if not intervals:
-            return _Active(0.0, None, None)
-        first, reach = intervals[0][0], intervals[0][0]
+        first = reach = None
         total = 0.0
-        for start, end in intervals:
+        for start, end in self.intervals():
+            if first is None or reach is None:
+                first = reach = start
             gap = max(0.0, start - reach)
             total += (gap if gap <= PAUSE_S else 0.0) + max(0.0, end - max(start, reach))
             reach = max(reach, end)

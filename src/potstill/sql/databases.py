@@ -13,12 +13,12 @@ import sqlite3
 import stat
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from potstill.errors import ConfigError
+from potstill.sql.lookup import MAX_REMEMBERED, Database, name_of
 from potstill.sql.outcome import QueryError
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"
@@ -30,19 +30,6 @@ _COPY_TRIES = 3
 _ID = "{db_id}"
 _SERVER_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _PASSWORD = re.compile(r"\bpassword\s*=|://[^/@:]*:[^/@]+@", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Database:
-    """A database that a row names.
-
-    Attributes:
-        name: What the row calls it: its `db_id`, or the file's name where all rows share one.
-        location: What the engine opens.
-    """
-
-    name: str
-    location: str
 
 
 class Databases:
@@ -82,8 +69,12 @@ class Databases:
             raise ConfigError("execute.database_dir: the engine is a server; give `database`, a connection string")
         self._root = _existing_folder(folder) if folder is not None else None
         self._template = _connection_string(str(database)) if database is not None and not suffixes else None
-        is_file = database is not None and self._template is None
-        self._shared = self._open_shared(Path(database)) if is_file and database is not None else None
+        #: The database of all rows, where they share one.
+        self.shared: Database | None = None
+        if self._template is not None and _ID not in self._template:
+            self.shared = Database(shared_name(self._template, is_server=True), self._template)
+        elif database is not None and self._template is None:
+            self.shared = self._open_shared(Path(database))
 
     def __enter__(self) -> Databases:
         return self
@@ -103,17 +94,13 @@ class Databases:
         Raises:
             QueryError: `no_such_database` when the row names none, or one that is not in the folder.
         """
-        if self._shared is not None:
-            return self._shared
-        if self._template is not None and _ID not in self._template:
-            return Database(shared_name(self._template, is_server=True), self._template)
-        name = row.get(self._field)
-        if isinstance(name, int) and not isinstance(name, bool):
-            name = str(name)
-        if not isinstance(name, str) or not name.strip():
-            raise QueryError("no_such_database", f"the row names no database in its field {self._field!r}")
+        if self.shared is not None:
+            return self.shared
+        name = name_of(row, self._field)
         found = self._found.get(name)
         if found is None:
+            if len(self._found) >= MAX_REMEMBERED:
+                self._found.clear()  # the rows name what they like
             found = self._found[name] = self._look_up(name)
         if isinstance(found, QueryError):
             raise found

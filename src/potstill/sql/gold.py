@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
+from bisect import bisect, bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from potstill.sql.evaluate import Gold
 
 _KEY_PREFIX = b'{"gold_key":"'
 _KEY_LENGTH = 32
+_KEY_END = len(_KEY_PREFIX) + _KEY_LENGTH
+#: Bytes before and behind a guess that are looked through: some lines of small results.
+_WINDOW = 2048
+#: Places of lines that are remembered.
+_LEARNED = 4096
 
 
 def gold_key(database: str, sql: str) -> str:
@@ -51,19 +57,19 @@ def to_line(key: str, database: str, sql: str, gold: Gold) -> Row:
 def from_line(line: Row, *, with_rows: bool = True) -> Gold:
     """Return the gold result of a line; without its rows where they are not asked for and hold no real numbers."""
     rows = line["result"] if with_rows or line["has_real"] else None
-    return Gold(
-        status=line["gold_status"],
-        error_class=line["error_class"] or "",
-        error=line["error"] or "",
-        column_count=line["column_count"] or 0,
-        row_count=line["row_count"] or 0,
-        rows=None if rows is None else [tuple([_from_json(cell) for cell in row]) for row in rows],
-        groups=line["tie_groups"],
-        signature=line["result_signature"] or "",
-        has_real=line["has_real"],
-        unstable=line["gold_unstable"],
-        used_clock=line["used_clock"],
-        used_random=line["used_random"],
+    return Gold(  # by place, in the order of its fields: one is made for each row that is executed
+        line["gold_status"],
+        line["error_class"] or "",
+        line["error"] or "",
+        line["column_count"] or 0,
+        line["row_count"] or 0,
+        None if rows is None else [tuple([_from_json(cell) for cell in row]) for row in rows],
+        line["tie_groups"],
+        line["result_signature"] or "",
+        line["has_real"],
+        line["gold_unstable"],
+        line["used_clock"],
+        line["used_random"],
     )
 
 
@@ -99,6 +105,8 @@ class GoldFile:
                 self._map = None if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        self._numbers = [0, 1 << (4 * _KEY_LENGTH)]
+        self._starts = [0, len(self._map) if self._map is not None else 0]
 
     def __enter__(self) -> GoldFile:
         return self
@@ -115,27 +123,45 @@ class GoldFile:
         """Return a gold result, or None where the file has no such key.
 
         Keys are hashes, so a key says about where in the file its line is: each guess is made by that (interpolation
-        search), every third one halves what is left, in case the lines are of very uneven length.
+        search), every third one halves what is left, in case the lines are of very uneven length. What stands around a
+        guess is looked through as a whole, and what was seen on the way narrows the next search.
         """
         mapped = self._map
         if mapped is None:
             return None
         wanted, number = key.encode(), int(key, 16)
-        low, high = 0, len(mapped)  # the line, if there is one, starts in [low, high)
-        low_number, high_number = 0, 1 << (4 * _KEY_LENGTH)
+        above = bisect(self._numbers, number)
+        low, low_number = self._starts[above - 1], self._numbers[above - 1]
+        high, high_number = self._starts[above], self._numbers[above]
         step = 0
-        while low < high:
+        while low < high:  # the line, if there is one, starts in [low, high)
             step += 1
             share = (number - low_number) / (high_number - low_number) if step % 3 else 0.5
-            start = mapped.rfind(b"\n", low, low + int((high - low) * share)) + 1 or low
-            found = self._key_at(start)
-            if found == wanted:
-                return from_line(loads(mapped[start : self._line_end(start)]), with_rows=with_rows)
-            if found < wanted:
-                low, low_number = self._line_end(start), int(found, 16)
-            else:
-                high, high_number = start, int(found, 16)
+            guess = low + int((high - low) * share)
+            first = mapped.rfind(b"\n", low, max(low, guess - _WINDOW)) + 1 or low
+            window = mapped[first : min(high, max(guess, first) + _WINDOW)]
+            at = window.find(_KEY_PREFIX + wanted)
+            if at >= 0:
+                return from_line(loads(mapped[first + at : self._line_end(first + at)]), with_rows=with_rows)
+            found = self._key_at(first)
+            if found > wanted:
+                high, high_number = first, self._learn(found, first)
+                continue
+            last = first + window.rfind(b"\n", 0, -_KEY_END) + 1
+            found = self._key_at(last)
+            if found > wanted:
+                return None  # between these two lines it would have been seen
+            low, low_number = self._line_end(last), self._learn(found, last)
         return None
+
+    def _learn(self, key: bytes, start: int) -> int:
+        """Remember where the line of a key starts; return the key as a number."""
+        number = int(key, 16)
+        at = bisect_left(self._numbers, number)
+        if self._numbers[at] != number and len(self._numbers) < _LEARNED:
+            self._numbers.insert(at, number)
+            self._starts.insert(at, start)
+        return number
 
     def _line_end(self, start: int) -> int:
         assert self._map is not None
@@ -144,7 +170,7 @@ class GoldFile:
 
     def _key_at(self, start: int) -> bytes:
         assert self._map is not None
-        head = self._map[start : start + len(_KEY_PREFIX) + _KEY_LENGTH]
+        head = self._map[start : start + _KEY_END]
         if not head.startswith(_KEY_PREFIX):
             raise InputError(f"{self._path}: byte {start}: not a line of a gold audit; run audit_gold again")
         return head[len(_KEY_PREFIX) :]

@@ -3,6 +3,9 @@
 Tasks go to the workers in batches, so that a short query does not pay for a pipe each time. A worker says on a shared
 page which task it is at and since when. One that outlives its limits is killed: that task's outcome is `Killed`, the
 others of the batch go to the worker that takes its place. A task at which a worker dies by itself is tried once more.
+
+The task of a row runs several statements. It is given out again with the others, and the workers are told which
+statement was one too many, so that the row says so and an equal statement of another row is not tried at all.
 """
 
 from __future__ import annotations
@@ -13,27 +16,28 @@ import itertools
 import json
 import marshal
 import os
-import selectors
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from mmap import mmap
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from potstill.errors import PotstillError
 from potstill.sql.limits import Limits
 from potstill.sql.policy import Policy
 from potstill.sql.worker import LENGTH, STATE, frame
 
-#: Tasks of a batch: a batch is what may have to be done again after a kill.
+#: Tasks of a batch, and the bytes after which it has enough: a batch is what may have to be done again after a kill.
 BATCH_TASKS = 64
+BATCH_BYTES = 1 << 20
 #: Batches that each worker has before it, so that it never waits for the next one.
 BATCHES_AHEAD = 3
 #: Bytes that a pipe should hold.
@@ -54,11 +58,32 @@ _START = (
 Task = tuple[str, tuple[Any, ...]]
 
 
+class Place(NamedTuple):
+    """What a worker is at: the number of a task, and the phase of a row's task."""
+
+    number: int
+    phase: int
+
+
 @dataclass(frozen=True, slots=True)
 class Killed:
     """The outcome of a task whose worker had to be killed, or died."""
 
     message: str
+
+
+class Host(NamedTuple):
+    """What the tasks of rows need of the process that starts the workers.
+
+    Attributes:
+        setup: What the workers are to know, as plain values.
+        tell: Answers what a worker asks, by the word it asks with.
+        key: The key of what a row's task runs in a phase.
+    """
+
+    setup: dict[str, Any]
+    tell: Callable[[str, Any], Any]
+    key: Callable[[Task, int], bytes]
 
 
 class Pool:
@@ -69,15 +94,28 @@ class Pool:
         limits: The limits of each statement.
         policy: The comparison policy.
         workers: How many processes.
+        host: What the tasks of rows need; None where there are none.
     """
 
-    def __init__(self, engine: str, limits: Limits, policy: Policy, *, workers: int = 1) -> None:
+    def __init__(
+        self, engine: str, limits: Limits, policy: Policy, *, workers: int = 1, host: Host | None = None
+    ) -> None:
         self._limits = limits
-        self._setup = {"engine": engine, "limits": asdict(limits), "policy": policy.as_dict(), "parent": os.getpid()}
+        self._host = host
+        self._setup = {
+            "engine": engine,
+            "limits": asdict(limits),
+            "policy": policy.as_dict(),
+            "rows": host.setup if host is not None else None,
+            "parent": os.getpid(),
+            "scratch": tempfile.gettempdir(),
+        }
         self._count = max(1, workers)
         self._workers: list[_Worker] = []
         self._idle_deaths = 0
-        self._suspects: set[int] = set()
+        self._suspects: set[Place] = set()
+        self._blamed: set[Place] = set()
+        self._kills: dict[bytes, str] = {}
         self._numbers = itertools.count(1)
         self._unsent: deque[_Batch] = deque()
 
@@ -91,35 +129,32 @@ class Pool:
         """Kill all workers: none of them holds anything that is worth a farewell."""
         self._kill_all()
 
-    def submit(self, tasks: Iterable[Task]) -> list[_Batch]:
-        """Hand in tasks, without waiting for anything; `collect` takes what is returned.
+    def submit(self, tasks: Iterable[Task]) -> _Batch:
+        """Hand in the tasks of one batch, without waiting for anything; `collect` takes what is returned.
 
         Args:
             tasks: `(kind, arguments)`, as `potstill.sql.worker` knows them.
         """
-        numbered = [(number, *task) for number, task in zip(self._numbers, tasks, strict=False)]
-        batches = [_Batch(numbered[at : at + BATCH_TASKS]) for at in range(0, len(numbered), BATCH_TASKS)]
-        self._unsent += batches
+        batch = _Batch([(number, *task) for task, number in zip(tasks, self._numbers, strict=False)])
+        self._unsent.append(batch)
         self._dispatch()
-        return batches
+        return batch
 
-    def collect(self, batches: Iterable[_Batch]) -> Iterator[Any]:
-        """Yield the outcome of each task, in order: what the worker returned, or `Killed`.
+    def collect(self, batch: _Batch) -> Iterator[Any]:
+        """Yield the outcome of each task of a batch, in order: what the worker returned, or `Killed`.
 
         Raises:
             PotstillError: When workers die without doing anything.
         """
-        for batch in batches:
-            while not batch.is_done():
-                self._unsent.extendleft(reversed(self._wait()))
-                self._dispatch()
-            yield from batch.outcomes()
+        while not batch.is_done():
+            self._unsent.extendleft(reversed(self._wait()))
+            self._dispatch()
+        yield from batch.outcomes()
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Any]:
         """Yield the outcome of each task, in order, reading the tasks only a bounded way ahead."""
-        stream = iter(tasks)
-        ahead: deque[list[_Batch]] = deque()
-        while some := list(islice(stream, BATCH_TASKS)):
+        ahead: deque[_Batch] = deque()
+        for some in _cut(tasks):
             ahead.append(self.submit(some))
             if len(ahead) > self._count * (BATCHES_AHEAD + 1):
                 yield from self.collect(ahead.popleft())
@@ -128,7 +163,7 @@ class Pool:
 
     def _dispatch(self) -> None:
         while self._unsent and (worker := self._free_worker()) is not None:
-            worker.give(self._unsent.popleft())
+            worker.give(self._unsent.popleft(), self._kills)
 
     def _kill_all(self) -> None:
         for worker in self._workers:
@@ -140,42 +175,76 @@ class Pool:
         ready = [worker for worker in self._workers if len(worker.batches) < BATCHES_AHEAD]
         idle = [worker for worker in ready if not worker.batches]
         if not idle and len(self._workers) < self._count:
-            self._workers.append(_Worker(self._setup))
+            self._workers.append(_Worker(self._setup, self._host))
             return self._workers[-1]
         return min(ready, key=lambda worker: len(worker.batches), default=None)
 
     def _wait(self) -> list[_Batch]:
         """Wait until something has happened; return the batches of workers that are no more."""
-        with selectors.DefaultSelector() as selector:
-            for worker in self._workers:
-                worker.register(selector)
-            for key, events in selector.select(WATCH_S):
-                key.data(events)
+        poll = select.poll()
+        todo: dict[int, Callable[[], None]] = {}
+        for worker in self._workers:
+            todo |= worker.register(poll)
+        for descriptor, _ in poll.poll(WATCH_S * 1000):
+            todo[descriptor]()
         lost: list[_Batch] = []
         for worker in list(self._workers):
-            if message := worker.overdue(self._limits):
-                lost += self._bury(worker, message, ours=True)
+            if seen := worker.overdue(self._limits):
+                lost += self._bury(worker, _killed_after(self._limits), seen)
             elif message := worker.died():
-                lost += self._bury(worker, message, ours=False)
+                lost += self._bury(worker, message, None)
         return lost
 
-    def _bury(self, worker: _Worker, message: str, *, ours: bool) -> list[_Batch]:
-        """End a worker and return the batches to do again; the task it was at has its outcome, if it is to blame.
+    def _bury(self, worker: _Worker, message: str, seen: Place | None) -> list[_Batch]:
+        """End a worker and return the batches to do again; the task it was at is blamed, if it is to blame.
 
         A worker that died by itself may have been killed by somebody: its task is tried once more before it is blamed,
-        so that a stray kill never changes a verdict.
+        so that a stray kill never changes a verdict. One that we kill may have gone on to another task just then.
+
+        Args:
+            worker: The worker.
+            message: Why it ends.
+            seen: What it was at for too long; None where it died by itself.
         """
         self._workers.remove(worker)
-        number = worker.kill()
-        culprit = next((batch for batch in worker.batches if number in batch.missing), None)
-        if culprit is not None and not ours and number not in self._suspects:
-            self._suspects.add(number)
-        elif culprit is not None:
-            culprit.put(number, Killed(message))
+        place = worker.kill()
+        culprit = next((batch for batch in worker.batches if place.number in batch.missing), None)
+        if culprit is not None and (place == seen or place in self._suspects):
+            self._blame(culprit, place, message)
+        elif seen is None:
+            self._suspects.add(place)
         self._idle_deaths = 0 if culprit is not None or worker.has_answered else self._idle_deaths + 1
         if self._idle_deaths >= MAX_IDLE_DEATHS:
             raise PotstillError(f"the SQL worker process does not start: {worker.last_words() or message}")
         return [batch for batch in worker.batches if not batch.is_done()]
+
+    def _blame(self, batch: _Batch, place: Place, message: str) -> None:
+        """Give a task its outcome, or remember what a row's task must not run again."""
+        if self._host is not None and place.phase:
+            self._kills.setdefault(self._host.key(batch.task(place.number), place.phase), message)
+            if place not in self._blamed:
+                self._blamed.add(place)
+                return  # whoever has the task next knows of it
+        batch.put(place.number, Killed(message))
+
+
+def _killed_after(limits: Limits) -> str:
+    allowed = limits.timeout_s + limits.kill_grace_s
+    return f"killed after {allowed:g} s: the time limit of {limits.timeout_s:g} s did not stop it"
+
+
+def _cut(tasks: Iterable[Task]) -> Iterator[list[Task]]:
+    """Yield tasks in batches; those of long rows hold fewer of them."""
+    batch: list[Task] = []
+    size = 0
+    for task in tasks:
+        batch.append(task)
+        size += len(task[1][0])
+        if len(batch) == BATCH_TASKS or size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class _Batch:
@@ -190,6 +259,10 @@ class _Batch:
         """Take one outcome."""
         self._results[number] = outcome
         self.missing.discard(number)
+
+    def task(self, number: int) -> Task:
+        """Return a task by its number."""
+        return next((kind, arguments) for at, kind, arguments in self.tasks if at == number)
 
     def is_done(self) -> bool:
         """Whether every task has its outcome."""
@@ -208,7 +281,9 @@ class _Batch:
 class _Worker:
     """One worker process, its pipes and the batches it was given."""
 
-    def __init__(self, setup: dict[str, Any]) -> None:
+    def __init__(self, setup: dict[str, Any], host: Host | None) -> None:
+        self._host = host
+        self._kills_told = 0
         self.batches: deque[_Batch] = deque()
         self.has_answered = False
         self._page_file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
@@ -225,7 +300,7 @@ class _Worker:
         _widen(self._answers)
         self._outbox = bytearray()
         self._inbox = bytearray()
-        self._ended = False
+        self._ended = self._killed = False
         self._words = ""
 
     def _start(self, setup: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -241,20 +316,26 @@ class _Worker:
             env={**os.environ, "TZ": "UTC"},
         )
 
-    def give(self, batch: _Batch) -> None:
-        """Queue one batch."""
+    def give(self, batch: _Batch, kills: Mapping[bytes, str]) -> None:
+        """Queue one batch, and with it the kills that the worker does not know yet."""
         self.batches.append(batch)
-        self._outbox += frame(batch.rest())
-        self._write(0)
+        news = list(islice(kills.items(), self._kills_told, None))
+        self._kills_told += len(news)
+        self._outbox += frame(("tasks", news, batch.rest()))
+        self._write()
 
-    def register(self, selector: selectors.BaseSelector) -> None:
-        """Say what there is to wait for."""
+    def register(self, poll: select.poll) -> dict[int, Callable[[], None]]:
+        """Say what there is to wait for; return what to do when it happens, by descriptor."""
+        todo = {}
         if not self._ended:
-            selector.register(self._answers, selectors.EVENT_READ, self._read)
+            poll.register(self._answers.fileno(), select.POLLIN)
+            todo[self._answers.fileno()] = self._read
         if self._outbox:
-            selector.register(self._requests, selectors.EVENT_WRITE, self._write)
+            poll.register(self._requests.fileno(), select.POLLOUT)
+            todo[self._requests.fileno()] = self._write
+        return todo
 
-    def _write(self, _: int) -> None:
+    def _write(self) -> None:
         try:
             sent = os.write(self._requests.fileno(), self._outbox)
         except BlockingIOError:
@@ -264,7 +345,7 @@ class _Worker:
             return
         del self._outbox[:sent]
 
-    def _read(self, _: int) -> None:
+    def _read(self) -> None:
         try:
             chunk = os.read(self._answers.fileno(), 1 << 18)
         except BlockingIOError:
@@ -282,21 +363,32 @@ class _Worker:
             at = end
         del self._inbox[:at]
 
-    def _take(self, done: list[tuple[int, Any]]) -> None:
+    def _take(self, done: list[tuple[int, Any]] | tuple[str, str, Any]) -> None:
         self.has_answered = True
+        if isinstance(done, tuple):
+            self._answer(*done[1:])
+            return
         batch = self.batches[0]
         for number, outcome in done:
             batch.put(number, outcome)
         if batch.is_done():
             self.batches.popleft()
 
-    def overdue(self, limits: Limits) -> str:
-        """Return why the worker must be killed, or "" if it need not."""
-        number, since = STATE.unpack_from(self._page, 0)
-        allowed = limits.timeout_s + limits.kill_grace_s
-        if not number or time.monotonic() - since <= allowed or not self.batches:
-            return ""
-        return f"killed after {allowed:g} s: the time limit of {limits.timeout_s:g} s did not stop it"
+    def _answer(self, what: str, value: Any) -> None:
+        if self._host is not None and not self._killed:
+            self._outbox += frame(("told", self._host.tell(what, value)))
+
+    def place(self) -> Place:
+        """Return what the worker is at."""
+        number, _, phase = STATE.unpack_from(self._page, 0)
+        return Place(number, phase)
+
+    def overdue(self, limits: Limits) -> Place | None:
+        """Return what the worker has been at for so long that it must be killed."""
+        number, since, phase = STATE.unpack_from(self._page, 0)
+        if not number or not self.batches or time.monotonic() - since <= limits.timeout_s + limits.kill_grace_s:
+            return None
+        return Place(number, phase)
 
     def died(self) -> str:
         """Return how the worker ended by itself, or "" while it lives."""
@@ -309,20 +401,21 @@ class _Worker:
             return f"the worker process died of {signal.Signals(-code).name}"
         return f"the worker process ended with status {code}: {self.last_words()}"
 
-    def kill(self) -> int:
-        """Kill the process, read what it had sent, and return the number of the task it was at."""
+    def kill(self) -> Place:
+        """Kill the process, read what it had sent, and return what it was at."""
+        self._killed = True
         self._process.kill()
         self._process.wait()
         while not self._ended:
-            self._read(0)
-        number = int(STATE.unpack_from(self._page, 0)[0])
+            self._read()
+        place = self.place()
         self._requests.close()
         self._answers.close()
         self._page.close()
         self._page_file.close()
         self._words = self.last_words()
         self._errors.close()
-        return number
+        return place
 
     def last_words(self) -> str:
         """Return the last line that the process wrote on stderr."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from potstill.errors import ConfigError
@@ -12,7 +13,7 @@ from potstill.sql.databases import Databases
 from potstill.sql.engines import engine_class
 from potstill.sql.limits import VM_STEPS_PER_SECOND, Limits
 from potstill.sql.policy import Policy, make_policy
-from potstill.sql.pool import Pool
+from potstill.sql.pool import Host, Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,9 @@ class ExecuteSettings:
             sqlite=self.engine == "sqlite",
         )
 
-    def open_pool(self) -> Pool:
-        """Return the worker processes."""
-        return Pool(self.engine, self.limits, self.policy, workers=self.workers)
+    def open_pool(self, host: Host | None = None) -> Pool:
+        """Return the worker processes; `host` is what the tasks of rows need."""
+        return Pool(self.engine, self.limits, self.policy, workers=self.workers, host=host)
 
 
 def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
@@ -85,6 +86,9 @@ def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
     timeout_s = float(get("timeout_s", 5.0))
     if not 0 < timeout_s < math.inf:
         raise ConfigError(f"execute.timeout_s (--timeout): {timeout_s:g} is no time limit; give seconds above 0")
+    clock = str(get("clock", Limits().clock))
+    if not _is_time(clock):
+        raise ConfigError(f"execute.clock (--clock): {clock!r} is no time; give YYYY-MM-DD HH:MM:SS, in UTC")
     plain = Limits()
     limits = Limits(
         timeout_s=timeout_s,
@@ -95,7 +99,7 @@ def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
         max_value_bytes=int(get("max_value_bytes", plain.max_value_bytes)),
         max_sql_bytes=int(get("max_sql_bytes", plain.max_sql_bytes)),
         max_memory_bytes=int(get("max_memory_bytes", plain.max_memory_bytes)),
-        clock=str(get("clock", plain.clock)),
+        clock=clock,
     )
     engine = get("engine", "sqlite")
     engine_class(engine)
@@ -113,8 +117,16 @@ def read_settings(section: Mapping[str, Any]) -> ExecuteSettings:
         gold_field=section.get("gold_field", "gold_sql"),
         limits=limits,
         policy=make_policy(section.get("comparison")),
-        workers=int(get("workers", 1)),
+        workers=int(get("workers", 2)),
         on_bad_gold=get("on_bad_gold", "keep"),
         variants=variants,
         variants_seed=int(get("variants_seed", 0)),
     )
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from potstill.rows import disk_errors
-from potstill.sql.databases import Database
+from potstill.sql.lookup import Database
 
 #: Part of a copy's name: copies made in another way are other copies.
 VERSION = 1

@@ -3,33 +3,37 @@
 Started by `potstill.sql.pool` as `python -c`, it loads nothing that it does not need, and it may be killed at any
 moment: the page tells which task it was at, and since when.
 
-Frames are four bytes of length and a marshalled value; both ends are the same Python.
+A frame to it is ("tasks", kills, tasks) or ("told", value); one from it is a list of `(number, outcome)`, or what it asks
+as `("ask", what, value)`. Frames are four bytes of length and a marshalled value; both ends are the same Python.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import marshal
+import math
 import mmap
 import os
 import resource
 import signal
 import struct
 import sys
-import tempfile
 import time
+from collections import deque
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import IO, Any
 
-from potstill.sql.engines import make_engine
-from potstill.sql.evaluate import Evaluator, Gold, pack
+from potstill.sql.engines import Engine, make_engine
+from potstill.sql.evaluate import Evaluator, settles
+from potstill.sql.executor import RowExecutor, RowSetup
 from potstill.sql.limits import Limits
 from potstill.sql.policy import Policy
 
 LENGTH = struct.Struct("<I")
-#: Number of the task being done (0 = none), and when its present statement was started (monotonic clock).
-STATE = struct.Struct("<Qd")
+#: Number of the task being done (0 = none), when its present statement was started (monotonic clock; endless where
+#: none is running), and the phase of a row's task.
+STATE = struct.Struct("<QdQ")
 #: Answers are sent at least this often, so that a kill costs little that was done already.
 FLUSH_S = 0.05
 _PR_SET_PDEATHSIG = 1
@@ -39,12 +43,14 @@ def main(setup: dict[str, Any]) -> None:
     """Serve until stdin ends.
 
     Args:
-        setup: `engine`, `limits`, `policy`, `parent` (process id), `page` (descriptor).
+        setup: `engine`, `limits`, `policy`, `rows` (see `RowSetup`, or None), `parent` (process id), `page` (descriptor),
+            `scratch` (a folder for passing files).
     """
     _die_with(setup["parent"])
     limits = Limits(**setup["limits"])
-    _leave_folders()
-    _bound_process(limits)
+    rows = RowSetup(**setup["rows"]) if setup["rows"] else None
+    _leave_folders(setup["scratch"])
+    _bound_process(limits, mapped=Path(rows.gold_audit).stat().st_size if rows and rows.gold_audit else 0)
     page = mmap.mmap(setup["page"], STATE.size)
     # Sqlite and others must never write into our pipe: it is kept under a number of its own.
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -54,11 +60,11 @@ def main(setup: dict[str, Any]) -> None:
         from potstill.sql.engines.sqlite import set_heap_limit
 
         set_heap_limit(limits.max_memory_bytes)
-    server = _Server(page, answers)
-    server.evaluator = Evaluator(engine, Policy(**setup["policy"]), server.restart_clock)
-    with requests, answers, contextlib.closing(engine):
-        while (batch := read_frame(requests)) is not None:
-            server.serve(batch)
+    with requests, answers, closing(engine), ExitStack() as stack:
+        server = _Server(page, requests, answers, engine, Policy(**setup["policy"]))
+        if rows is not None:
+            stack.enter_context(closing(server.open_rows(rows)))
+        server.serve()
 
 
 def read_frame(stream: IO[bytes]) -> Any:
@@ -79,42 +85,76 @@ def frame(value: Any) -> bytes:
 class _Server:
     """Does tasks in order: `(number, kind, arguments)` in, `(number, outcome)` out."""
 
-    evaluator: Evaluator
-
-    def __init__(self, page: mmap.mmap, answers: IO[bytes]) -> None:
+    def __init__(
+        self, page: mmap.mmap, requests: IO[bytes], answers: IO[bytes], engine: Engine, policy: Policy
+    ) -> None:
         self._page = page
+        self._requests = requests
         self._answers = answers
+        self._policy = policy
+        self._evaluator = Evaluator(engine, policy, self._restart_clock)
+        self._rows: RowExecutor | None = None
         self._number = 0
+        self._phase = 0
+        self._waiting: deque[Any] = deque()
 
-    def restart_clock(self) -> None:
-        """Say that the next statement of the same task begins now."""
-        STATE.pack_into(self._page, 0, self._number, time.monotonic())
+    def open_rows(self, setup: RowSetup) -> RowExecutor:
+        """Make ready for tasks of the kind `row`."""
+        with_rows = not settles(self._policy)
+        self._rows = RowExecutor(setup, self._evaluator, with_rows=with_rows, ask=self._ask, enter=self._enter)
+        return self._rows
 
-    def serve(self, batch: list[tuple[int, str, tuple[Any, ...]]]) -> None:
+    def serve(self) -> None:
+        """Do what comes in, until nothing can come any more."""
+        while (message := self._waiting.popleft() if self._waiting else read_frame(self._requests)) is not None:
+            _, kills, tasks = message
+            if self._rows is not None:
+                self._rows.kills.update(kills)
+            self._do_all(tasks)
+
+    def _do_all(self, tasks: list[tuple[int, str, tuple[Any, ...]]]) -> None:
         """Do one batch; the answers may leave in several frames."""
         done: list[tuple[int, Any]] = []
         flushed = time.monotonic()
-        for number, kind, arguments in batch:
+        for number, kind, arguments in tasks:
             now = time.monotonic()
             if now - flushed > FLUSH_S:
                 self._send(done)
                 done, flushed = [], now
             self._number = number
-            STATE.pack_into(self._page, 0, number, now)
-            done.append((number, self._do(kind, arguments)))
-        STATE.pack_into(self._page, 0, 0, 0.0)
+            done.append((number, self._do(kind, arguments, now)))
+        STATE.pack_into(self._page, 0, 0, 0.0, 0)
         self._send(done)
 
-    def _do(self, kind: str, arguments: tuple[Any, ...]) -> Any:
-        if kind == "answer":
-            database, sql, gold, gold_sql = arguments
-            return tuple(self.evaluator.answer(database, sql, None if gold is None else Gold(*gold), gold_sql))
-        if kind == "gold":
-            database, sql, with_rows = arguments
-            return pack(self.evaluator.gold(database, sql), with_rows=with_rows)
-        return self.evaluator.agrees(*arguments)
+    def _do(self, kind: str, arguments: tuple[Any, ...], now: float) -> Any:
+        self._phase = 0
+        if kind == "row":
+            assert self._rows is not None
+            STATE.pack_into(self._page, 0, self._number, math.inf, 0)
+            return self._rows.run(*arguments)
+        STATE.pack_into(self._page, 0, self._number, now, 0)
+        return tuple(self._evaluator.gold(*arguments))
 
-    def _send(self, done: list[tuple[int, Any]]) -> None:
+    def _enter(self, phase: int) -> None:
+        """Say that a statement of the row begins now."""
+        self._phase = phase
+        STATE.pack_into(self._page, 0, self._number, time.monotonic(), phase)
+
+    def _restart_clock(self) -> None:
+        """Say that the next statement of the same task begins now."""
+        STATE.pack_into(self._page, 0, self._number, time.monotonic(), self._phase)
+
+    def _ask(self, what: str, value: Any) -> Any:
+        """Return what the process that started us says; what it had sent before waits."""
+        STATE.pack_into(self._page, 0, self._number, math.inf, 0)
+        self._send(("ask", what, value))
+        while (message := read_frame(self._requests)) is not None:
+            if message[0] == "told":
+                return message[1]
+            self._waiting.append(message)
+        raise SystemExit(0)  # nobody is there any more
+
+    def _send(self, done: Any) -> None:
         if done:
             self._answers.write(frame(done))
             self._answers.flush()
@@ -129,17 +169,18 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _leave_folders() -> None:
+def _leave_folders(scratch: str) -> None:
     """Work in a folder that is no more: no relative path leads anywhere, and nothing is left behind after a kill."""
-    folder = tempfile.mkdtemp(prefix="potstill-sql-")
+    folder = Path(scratch) / f"potstill-sql-{os.getpid()}-{time.monotonic_ns()}"
+    folder.mkdir(mode=0o700)
     os.chdir(folder)
-    Path(folder).rmdir()
+    folder.rmdir()
 
 
-def _bound_process(limits: Limits) -> None:
-    """Bound this process: memory, files written, core files."""
+def _bound_process(limits: Limits, *, mapped: int) -> None:
+    """Bound this process: memory (a file that is mapped takes none, but counts), files written, core files."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    _lower(resource.RLIMIT_AS, 4 * limits.max_memory_bytes)
+    _lower(resource.RLIMIT_AS, 4 * limits.max_memory_bytes + mapped)
     _lower(resource.RLIMIT_FSIZE, 1_000_000)
     _lower(resource.RLIMIT_CORE, 0)
 

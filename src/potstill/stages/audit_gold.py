@@ -214,7 +214,7 @@ class _Audit:
                 continue
             try:
                 admitted = admit(sql, dialect=self._dialect, max_bytes=self._config.limits.max_sql_bytes)
-                task: Task = ("gold", (self._databases.find(row).location, admitted, True))
+                task: Task = ("gold", (self._databases.find(row).location, admitted))
             except QueryError as error:
                 self._keep(query, Gold("error", error.error_class, error.message))
                 continue

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.filters.samples import best
+from potstill.records import Row
 from potstill.reports.files import read_json
 from potstill.reports.numbers import ratio
 from potstill.rows import publish, publish_json
@@ -53,11 +54,14 @@ def merge_cascade(
         ConservationError: If a file is of another run.
     """
     solved: Counter[str] = Counter()
+    verdicts = _Verdicts()
     with publish(merged) as out:
         for answers in rows_in_order(prepared, [model.kept for model in models]):
             model, rows = next((model, rows) for model, rows in zip(models, answers, strict=True) if rows)
             solved[model.alias] += 1
-            out.write({**best(rows), "solved_by": model.alias})
+            answer = best(rows)
+            verdicts.add(answer)
+            out.write({**answer, "solved_by": model.alias})
     total = read_json(models[0].stats)["prepared"]
     report = {
         "rows": total,
@@ -65,9 +69,52 @@ def merge_cascade(
         "unsolved": total - out.count,
         "models": list(_describe_models(models, solved)),
     }
+    report |= {"quality": {**_describe_rows(report), **verdicts.as_dict()}, "cost": _describe_cost(report)}
     publish_json(summary, report)
     logger.info("solved %d of %d rows: %s", out.count, total, dict(solved))
     return report
+
+
+class _Verdicts:
+    """The verdicts of the best answers, counted."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._counts: Counter[str] = Counter()
+        self._scores: list[float] = [0.0, 0.0]
+
+    def add(self, row: Row) -> None:
+        self._rows += 1
+        for name in ("exec_pass", "gold_match"):
+            self._counts[f"{name} known"] += row.get(name) is not None
+            self._counts[name] += row.get(name) is True
+        if row.get("score") is not None:
+            self._scores[0] += row["score"]
+            self._scores[1] += 1
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Return the rates of what `cascade/merged.jsonl` holds, under the names of a model's quality report."""
+        return {
+            "exec_pass_rate": ratio(self._counts["exec_pass"], self._counts["exec_pass known"]),
+            "gold_match_rate": ratio(self._counts["gold_match"], self._counts["gold_match known"]),
+            "score_mean": ratio(*self._scores),
+        }
+
+
+def _describe_rows(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what gates ask of a quality report: a row is kept if any model solved it."""
+    asked = sum(model["samples_asked"] for model in report["models"])
+    return {
+        "total": report["rows"],
+        "kept": report["solved"],
+        "p_keep": ratio(report["solved"], report["rows"]),
+        "failed_ratio": ratio(sum(model["failed"] for model in report["models"]), asked),
+    }
+
+
+def _describe_cost(report: Mapping[str, Any]) -> dict[str, Any]:
+    last = report["models"][-1]
+    return {"cost_total": last["cost_so_far"], "cost_per_accepted_row": last["cost_per_solved_row_so_far"]}
 
 
 def _describe_models(models: Sequence[CascadeModel], solved: Mapping[str, int]) -> Iterator[dict[str, Any]]:
@@ -83,6 +130,9 @@ def _describe_models(models: Sequence[CascadeModel], solved: Mapping[str, int]) 
         yield {
             "alias": model.alias,
             "samples_asked": stats["total"] - stats["not_asked"],
+            "rejected": stats["rejected"],
+            "failed": stats["failed"],
+            "not_asked": stats["not_asked"],
             "solved": solved[model.alias],
             "cost": cost,
             "currency": (costs["prices"] or {}).get("currency"),

@@ -26,7 +26,11 @@ SIGNAL_REASONS = ("select_star", "cross_join")
 REQUIREMENTS = {"exec_pass": "exec_error", "gold_match": "gold_mismatch", "variant_match": "variant_mismatch"}
 #: `gold_match` was required and there is no usable gold: nobody's fault, and no reason against the teacher.
 NO_GOLD = "gold_not_usable"
+#: `variant_match` was required, and gold can judge on none of the changed copies: the same.
+NO_VARIANTS = "variants_not_usable"
 LOW_SCORE = "low_score"
+#: A least score was asked for, and a scorer gave the row none.
+NO_SCORE = "no_score"
 TOO_SHORT = "too_short"
 TOO_LONG = "too_long"
 
@@ -104,22 +108,42 @@ def needed_fields(settings: Mapping[str, Any]) -> dict[str, str]:
     return needed
 
 
-def check_stages(settings: Mapping[str, Any], stages: Iterable[str]) -> None:
-    """Raise where the settings need a stage that is off.
+def check_stages(settings: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Raise where the settings ask for what no row can have: a stage is off, or does not make it as it is set.
 
     Args:
         settings: The config section `filter`.
-        stages: The stages that are on.
+        stages: The sections of the stages by name; None = off.
 
     Raises:
-        ConfigError: Naming the setting's field and the stage.
+        ConfigError: Naming the setting and what to do.
     """
-    on = set(stages)
     for name, stage in needed_fields(settings).items():
-        if stage not in on:
+        if stages.get(stage) is None:
             raise ConfigError(
                 f"filter: needs the field {name!r}, which the stage {stage!r} makes, and that stage is off"
             )
+    execute, score = stages.get("execute"), stages.get("score")
+    required, rejected = settings.get("require") or (), settings.get("reject") or ()
+    if execute is not None:
+        if "variant_match" in required and not execute["variants"]:
+            raise ConfigError(
+                "filter.require: variant_match: there are no changed copies to match on (execute.variants: 0); "
+                "set execute.variants to how many there are to be, or leave it out"
+            )
+        if execute["gold_field"] is None and (asked := {"gold_match", "variant_match"} & set(required)):
+            raise ConfigError(
+                f"filter.require: {min(asked)}: no row has gold (execute.gold_field: null); name the field with the "
+                "gold query, or leave it out"
+            )
+    for reasons, is_made, setting in (
+        (MARK_REASONS, execute is not None, "execute"),
+        (SIGNAL_REASONS, score is not None and score["signals"], "score.signals"),
+    ):
+        if not is_made and (named := [reason for reason in reasons if reason in rejected]):
+            raise ConfigError(f"filter.reject: {named[0]}: no row is marked so; set `{setting}`, or leave it out")
+    if execute is None and settings.get("reject_classes"):
+        raise ConfigError("filter.reject_classes: nothing is executed; set `execute`, or leave it out")
 
 
 class _Rules:
@@ -288,16 +312,21 @@ def _execution_check(settings: Mapping[str, Any]) -> _Check:
             yield REQUIREMENTS["gold_match"]
         elif row.get("gold_match") is None and "gold_match" in required:
             yield NO_GOLD
-        if "variant_match" in required and not _all_variants(row):
-            yield REQUIREMENTS["variant_match"]
+        if "variant_match" in required:
+            yield from _variant_reasons(row)
 
     return check
 
 
-def _all_variants(row: Row) -> bool:
-    """Say whether a row agrees with gold on all changed copies of its database."""
+def _variant_reasons(row: Row) -> Iterator[str]:
+    """Yield why a row does not count as one that agrees with gold on all changed copies of its database."""
     matched, count = row.get("variant_match"), row.get("variant_count")
-    return matched is True or (isinstance(matched, int) and bool(count) and matched == count)
+    if row.get("gold_match") is True and not count:
+        yield NO_VARIANTS
+    elif matched is None and row.get("gold_match") is None and row.get("exec_pass"):
+        yield NO_GOLD
+    elif matched is None or matched != count:
+        yield REQUIREMENTS["variant_match"]
 
 
 def _named(name: str, plugin: Filter) -> Filter:
@@ -328,7 +357,7 @@ def _plugin_check(plugin: Filter) -> _Check:
 def _score_check(min_score: float | None) -> _Check:
     def check(row: Row) -> Iterator[str]:
         if min_score is not None and not _reaches(row.get("score"), min_score):
-            yield LOW_SCORE
+            yield NO_SCORE if row.get("score") is None else LOW_SCORE
 
     return check
 

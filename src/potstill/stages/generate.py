@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill.config.model import Model
 from potstill.records import Row
-from potstill.rows import publish, read_rows
+from potstill.rows import count_lines, publish, read_rows
 
 if TYPE_CHECKING:
     from potstill.answers.reuse import ReusePolicy
@@ -134,10 +135,6 @@ def _policy(settings: Mapping[str, Any], store: Path, job: str) -> ReusePolicy:
 
 def _count(rows: Path, settings: Mapping[str, Any]) -> int | None:
     """Return how many samples a chunk has, for the progress line; counting lines costs next to nothing."""
-    if rows.suffix != ".jsonl":
+    if not re.search(r"\.jsonl(\.gz|\.zst)?$", rows.name):
         return None
-    count = 0
-    with rows.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            count += block.count(b"\n")
-    return count * int(settings.get("samples", 1))
+    return count_lines(rows) * int(settings.get("samples", 1))

@@ -1,7 +1,7 @@
 """prepare_rows: a user's input in, N chunks of rows with an identity and a conversation out.
 
 One pass reads, checks and renders each input line into a packed spool file beside the chunks, while the digests
-of the rows tell which of them repeat an earlier one (`potstill.duplicates`); a second pass cuts the spool into
+of the rows tell which of them repeat an earlier one (`potstill.duplicates`) or nearly do (`potstill.near_duplicates`); a second pass cuts the spool into
 chunks of equal size. Memory does not grow with the input, and the same input gives the same bytes.
 """
 
@@ -20,6 +20,7 @@ import orjson
 
 from potstill.duplicates import DuplicateFinder
 from potstill.errors import ConfigError, InputError
+from potstill.near_duplicates import NearFinder, make_near_finder
 from potstill.prompts import Prompt, PromptError
 from potstill.readers import InputLine, read_input
 from potstill.records import ADDED_FIELDS, GIVEN_FIELDS, Row, canonical_json, find_collisions, sha256_text
@@ -44,6 +45,7 @@ class PrepareCounts:
     rejected: int = 0
     duplicates: int = 0
     repeated: int = 0
+    near_duplicates: int = 0
     rows: int = 0
 
 
@@ -97,21 +99,25 @@ def prepare_rows(
     maker = RowMaker(input_settings, settings, prompt, routes)
     outputs.summary.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".spool-", dir=outputs.summary.parent) as folder:
-        spool = Path(folder) / "rows.jsonl.zst"
+        spool = Path(folder) / "rows.zst"
         finder = DuplicateFinder(Path(folder))
+        near = make_near_finder(Path(folder), settings["near_duplicates"])
         with publish(outputs.rejected) as rejected, publish(spool) as spooled:
             for row in make_rows(inputs, settings["max_line_bytes"], maker, counts, rejected):
                 finder.add(bytes.fromhex(row["sample_id"]))
+                near.add(row)
                 spooled.write(row)
         _check_bad_ratio(counts, settings["max_bad_ratio"], outputs.rejected, evidence)
         repeats = finder.resolve()
         keep_repeated = settings["deduplicate"] in ("mark", False)
         counts.repeated = repeats
         counts.duplicates = 0 if keep_repeated else repeats
+        counts.near_duplicates = near.resolve(finder.ordinals())
+        counts.duplicates += counts.near_duplicates if near.drops else 0
         counts.rows = spooled.count - counts.duplicates
         with publish(outputs.duplicates) as duplicates:
             resolver = _RepeatResolver(maker, duplicates, keep_repeated, mark=settings["deduplicate"] == "mark")
-            kept = resolver.filter(_read_lines(spool), finder.ordinals())
+            kept = resolver.filter(_read_lines(spool), finder.ordinals(), near)
             entries = list(_cut(kept, counts.rows, outputs.chunks))
     _remove_stale(outputs.chunks)
     publish_json(outputs.summary, {**vars(counts), "chunks": entries})
@@ -271,11 +277,16 @@ class _RepeatResolver:
         self._keep = keep
         self._mark = mark
 
-    def filter(self, lines: Iterator[bytes], ordinals: Iterator[int]) -> Iterator[tuple[str, bytes]]:
+    def filter(self, lines: Iterator[bytes], ordinals: Iterator[int], near: NearFinder) -> Iterator[tuple[str, bytes]]:
         """Yield the sample_id and the line of each row that stays."""
-        for line, ordinal in zip(lines, ordinals, strict=True):
+        for line, ordinal, repeat in zip(lines, ordinals, near.repeats(), strict=True):
             row = loads(line)
-            if ordinal == 0:
+            if repeat is not None:
+                row |= {"duplicate_of": repeat.sample_id, "duplicate_similarity": repeat.similarity}
+                self._duplicates.write(row)
+                if not near.drops:
+                    yield row["sample_id"], dumps(row)
+            elif ordinal == 0:
                 yield row["sample_id"], line
             elif self._keep:
                 row = self._rename(row, ordinal)

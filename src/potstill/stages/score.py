@@ -24,6 +24,7 @@ class ScoreCounts:
         executed: Rows that execute and do not match gold, or have no usable gold.
         failed: Rows that do not execute.
         total: The sum of all scores.
+        unscored: Rows without a score, since a scorer with a weight gave no number.
         scorer_errors: Rows for which a scorer gave no number, by the scorer's name.
     """
 
@@ -32,6 +33,7 @@ class ScoreCounts:
     executed: int = 0
     failed: int = 0
     total: float = 0.0
+    unscored: int = 0
     scorer_errors: dict[str, int] = field(default_factory=dict)
 
 
@@ -46,7 +48,8 @@ def score_rows(input: Path, output: Path, *, settings: dict[str, Any]) -> ScoreC
     """Add `score` (and `sql_quality` with `signals`, and each scorer's field) to each row.
 
     A row that matches gold has the score `gold`; one that executes has `exec`, also where there is no usable gold
-    (`gold_match` null); any other has `fail`.
+    (`gold_match` null); any other has `fail`. Where a scorer that has a weight gives no number, `score` is null: what it
+    would have said is not known, and is not a zero.
 
     Args:
         input: A file of executed (or judged) rows.
@@ -67,7 +70,8 @@ def score_rows(input: Path, output: Path, *, settings: dict[str, Any]) -> ScoreC
             if settings.get("signals"):
                 row["sql_quality"] = _signals(row, settings.get("dialect") or "sqlite")
             counts.rows += 1
-            counts.total += row["score"]
+            counts.total += row["score"] or 0.0
+            counts.unscored += row["score"] is None
             out.write(row)
     return counts
 
@@ -97,14 +101,14 @@ def _base(row: Row, settings: Mapping[str, Any], counts: ScoreCounts, *, needed:
     return float(settings.get("fail", 0.0))
 
 
-def _combine(base: float | None, row: Row, scorers: list[_Weighted], counts: ScoreCounts) -> float:
+def _combine(base: float | None, row: Row, scorers: list[_Weighted], counts: ScoreCounts) -> float | None:
     """Weigh the parts: the scorers by their weights, the score by execution by what is left to 1."""
     weight = sum(scorer.weight for scorer in scorers)
-    total = 0.0
-    for scorer in scorers:
-        value = _ask(scorer, row, counts)
-        row[scorer.field] = value
-        total += scorer.weight * (value or 0.0)
+    values = [_ask(scorer, row, counts) for scorer in scorers]
+    row.update(zip((scorer.field for scorer in scorers), values, strict=True))
+    if any(value is None and scorer.weight for scorer, value in zip(scorers, values, strict=True)):
+        return None
+    total = sum(scorer.weight * (value or 0.0) for scorer, value in zip(scorers, values, strict=True))
     if base is None:
         return round(total / weight, 9) if weight else 0.0
     return round(base * (1.0 - weight) + total, 9)

@@ -18,7 +18,8 @@ def write_stats(files: Mapping[str, Path], output: Path, *, model: str, samples:
     """Count the rows of one model and write `stats.json`.
 
     Args:
-        files: The files of `merge_answers` by outcome, and `summary`: `prepared/summary.json`.
+        files: The files of `merge_answers` by outcome, and `summary`: `prepared/summary.json`; where rows are asked in
+            rounds also `cost`: the model's `cost_report.json`, which tells what each round has brought.
         output: The file to write.
         model: The model's alias.
         samples: Answers asked per row.
@@ -41,6 +42,8 @@ def write_stats(files: Mapping[str, Path], output: Path, *, model: str, samples:
         "answered": counts["kept"] + counts["rejected"],
         **{name: dict(sorted(counters[name].items(), key=_by_count)) for name in _COUNTED},
     }
+    if "cost" in files:
+        stats["rounds"] = orjson.loads(files["cost"].read_bytes())["rounds"]
     publish_json(output, stats)
     return stats
 

@@ -22,6 +22,8 @@ class Engine(Protocol):
     dialect: ClassVar[str]
     #: Endings of the engine's database files, in the order in which they are looked for; empty for a server.
     suffixes: ClassVar[tuple[str, ...]]
+    #: Whether `now` is always `Limits.clock`; else a result that depends on it holds for the moment only.
+    pinned: ClassVar[bool]
 
     def __init__(self, limits: Limits) -> None:
         """Set up; called once in each worker process."""

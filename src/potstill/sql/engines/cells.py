@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -13,14 +12,6 @@ from potstill.sql.outcome import Cells
 
 _INT64 = 1 << 63
 _PLAIN = frozenset({type(None), int, float, str, bytes})
-
-#: Engines other than SQLite keep their own clock and dice: here it is only seen that a statement names them.
-USES_CLOCK = re.compile(
-    r"\b(current_(date|time|timestamp)|localtime(stamp)?|get_current_\w+|now\s*\(|today\s*\(|(clock|statement|transaction)"
-    r"_timestamp\s*\()",
-    re.IGNORECASE,
-)
-USES_RANDOM = re.compile(r"\b(random|gen_random_uuid|uuid\w*)\s*\(|\btablesample\b|\busing\s+sample\b", re.IGNORECASE)
 
 
 def to_cells(rows: Iterable[tuple[Any, ...]]) -> list[Cells]:

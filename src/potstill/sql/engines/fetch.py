@@ -36,12 +36,13 @@ def fetch_all(
     types: set[type] = set()
     budget = limits.max_result_bytes
     step = FIRST_ROWS
-    while fetched := fetch(step):
+    while fetched := fetch(step):  # a number counts eight bytes, a character one
         batch = convert(fetched)
         rows += batch
-        for row in batch:
-            types.update(map(type, row))
-        budget -= _bytes_of(batch, types)
+        types.update(*[map(type, row) for row in batch])
+        budget -= 8 * len(batch) * len(batch[0])
+        if not types.isdisjoint(_LONG_TYPES):
+            budget -= sum([len(cell) for row in batch for cell in row if type(cell) in _LONG_TYPES])
         if budget < 0:
             raise QueryError("too_big", f"the result has more than {limits.max_result_bytes} bytes", truncated=True)
         if len(rows) > limits.max_rows:
@@ -52,11 +53,3 @@ def fetch_all(
             raise QueryError("timeout", f"stopped after {limits.timeout_s:g} s")
         step = FETCH_ROWS
     return rows, types
-
-
-def _bytes_of(rows: list[Cells], types: set[type]) -> int:
-    """Return how much rows weigh; a number counts eight bytes, a character one."""
-    size = 8 * len(rows) * len(rows[0])
-    if types.isdisjoint(_LONG_TYPES):
-        return size
-    return size + sum([len(cell) for row in rows for cell in row if isinstance(cell, str | bytes)])

@@ -5,7 +5,8 @@ in it. Passwords come from where libpq looks for them (PGPASSWORD, ~/.pgpass, a 
 
 The statement is run as a server-side cursor, which takes queries only and hands out rows by the batch. The server stops
 it by `statement_timeout`, and by itself when this process is killed. What a session may keep (advisory locks, settings)
-is discarded behind each statement.
+is discarded behind each statement. The server's clock goes on: a statement that asks for the time is marked, and a
+gold result that depends on it is made anew for each comparison.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import time
 from collections import OrderedDict
 from typing import Any, ClassVar
 
-from potstill.sql.engines.cells import USES_CLOCK, USES_RANDOM, to_cells
+from potstill.sql.engines.cells import to_cells
 from potstill.sql.engines.fetch import fetch_all
+from potstill.sql.engines.marks import Marks
 from potstill.sql.limits import Limits
 from potstill.sql.outcome import ErrorClass, QueryError, Result
 
@@ -38,6 +40,12 @@ _CLASSES: dict[str, ErrorClass] = {
     "53": "out_of_memory",
     "54": "too_big",
 }
+_OWN = "NOT IN ('pg_catalog', 'information_schema')"
+_DEFINITIONS = (
+    f"SELECT viewname, definition FROM pg_views WHERE schemaname {_OWN} AND definition IS NOT NULL UNION ALL "
+    "SELECT p.proname, coalesce(p.prosrc, '') || coalesce(pg_get_function_sqlbody(p.oid), '') FROM pg_proc p "
+    f"JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname {_OWN}"
+)
 _MAY_WRITE = "data-modifying statements"
 
 
@@ -50,10 +58,12 @@ class PostgresqlEngine:
 
     dialect: ClassVar[str] = "postgres"
     suffixes: ClassVar[tuple[str, ...]] = ()
+    pinned: ClassVar[bool] = False
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._marks: dict[str, Marks] = {}
 
     def run(self, database: str, sql: str, *, other_order: bool = False) -> Result:
         """Run one statement; see `Engine`. With `other_order` plans that sort and hash by other means are taken."""
@@ -65,7 +75,7 @@ class PostgresqlEngine:
                 if other_order:
                     connection.execute("SET LOCAL enable_hashagg = off; SET LOCAL enable_hashjoin = off")
                     connection.execute("SET LOCAL enable_seqscan = off")
-                result = self._read(connection, sql)
+                result = self._read(connection, sql, self._marks[database])
             connection.execute("DISCARD ALL")
         except (psycopg.Error, ValueError, MemoryError) as error:
             self._recover(database)
@@ -106,6 +116,8 @@ class PostgresqlEngine:
         if row is None or row[0]:
             connection.close()
             raise QueryError("no_such_database", "the role is a superuser; connect as a role that may only read")
+        if database not in self._marks:
+            self._marks[database] = Marks(dict(connection.execute(_DEFINITIONS).fetchall()), clock_texts=True)
         self._kept[database] = connection
         return connection
 
@@ -120,15 +132,14 @@ class PostgresqlEngine:
         except psycopg.Error:
             self._kept.pop(database).close()
 
-    def _read(self, connection: Any, sql: str) -> Result:
+    def _read(self, connection: Any, sql: str, marks: Marks) -> Result:
         deadline = time.monotonic() + self._limits.timeout_s
         connection.execute("SELECT setseed(0.5)")
         with connection.cursor(name="potstill") as cursor:
             cursor.execute(sql)
             width = len(cursor.description)
             rows, types = fetch_all(cursor.fetchmany, self._limits, deadline, to_cells)
-        used_clock, used_random = USES_CLOCK.search(sql) is not None, USES_RANDOM.search(sql) is not None
-        return Result(width, rows, frozenset(types), used_clock, used_random)
+        return Result(width, rows, frozenset(types), marks.uses_clock(sql), marks.uses_random(sql))
 
     def _explain(self, error: BaseException) -> QueryError:
         if isinstance(error, MemoryError):

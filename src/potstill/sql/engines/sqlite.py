@@ -94,15 +94,20 @@ class SqliteEngine:
 
     dialect: ClassVar[str] = "sqlite"
     suffixes: ClassVar[tuple[str, ...]] = (".sqlite", ".db", ".sqlite3")
+    pinned: ClassVar[bool] = True
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._kept: OrderedDict[_Key, _Guarded] = OrderedDict()
+        self._last = _Key("", False, True)
 
     def run(self, database: str, sql: str, *, other_order: bool = False) -> Result:
         """Run one statement; see `Engine`."""
+        key = self._last
+        if key.database != database or key.other_order != other_order:
+            key = self._last = _Key(database, other_order, True)
         try:
-            return self._run(_Key(database, other_order, True), sql)
+            return self._run(key, sql)
         except QueryError as error:
             if _PINNED_FAILED not in error.message:
                 raise
