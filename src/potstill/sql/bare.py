@@ -54,7 +54,7 @@ _PLACEHOLDER = re.compile(r"(?:\.\.\.|…)(?!>)|\b(?:SELECT|FROM|JOIN)\s+<[A-Za-
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _NEXT_SENTENCE = re.compile(
     r"(?<=[\w)'\"`\]])(?:[.!?]\s+(?=[^\W\d_a-z]|[¿¡])|\s+(?:->|=>|—|–)\s+(?=[A-Za-z])"
-    r"|,\s+(?=(?:you|we|they|this|which|that|it|I|so|since|because|then)\s+[A-Za-z]))"
+    r"|,\s+(?=(?:you|we|they|this|which|that|it|I|so|since|because|then|where)\s+[A-Za-z]))"
 )
 #: Arrows, signs and pictures that close a sentence.
 _SYMBOLS = re.compile(r"[\s\u2190-\u2bff\ufe0f\U0001f000-\U0001faff]+\Z")
@@ -132,6 +132,7 @@ _BROKEN_END = re.compile(r"(?P<last>[A-Za-z]'[A-Za-z][^\n]*['\")\w])[ \t]*[;；]
 #: A quote that ends a text, after one within a word: not cut off, but quoted wrongly.
 _MISQUOTED = re.compile(r"[A-Za-z]'[A-Za-z][^\n]*['\"]\Z")
 _GLUED_TAIL = re.compile(r"(?<=[A-Za-z0-9_)])[\u3040-\u30ff\u3400-\u9fff]+\Z")
+_AS_SHOWN = re.compile(r"\s+as (?:shown|follows|described|above|requested|required|asked|needed)\Z")
 _REMARK_TAIL = re.compile(
     r"(?:(?<=\s)|(?<=FROM \w)|(?<=FROM \w\w))[（(][^()（）'\"=<>]*[\u3040-\u30ff\u3400-\u9fff][^()（）'\"=<>]*[)）]\Z"
 )
@@ -582,6 +583,9 @@ def _trim_words(head: str, dialect: str) -> int:
         # `FROM singer来查询`: the sentence goes on without a blank.
         shorter = head[: len(head) - len(glued.group())]
         head = shorter if check_syntax(shorter, dialect).kind == "yes" else head
+    shown = _AS_SHOWN.search(head[-40:])
+    if shown:
+        head = head[: len(head) - len(shown.group())]
     for _ in range(3):
         match = re.search(r"(?P<before>\w+|[)\"'`\]])\s+(?P<last>[^\s'\"()]{1,80})\Z", head[-400:])
         if match is None or match.group("before").upper() in ("AS", "FROM", "JOIN", "BY", "SELECT"):

@@ -9,11 +9,12 @@ _DEMOTES = re.compile(
     r"\b(?:alternativ\w*|breakdown|sub-?quer(?:y|ies)|inner query|verify|to test|to check|sanity check|incorrect|wrong|"
     r"instead of|don't use|do not use|avoid|would fail|original query|your query|first attempt|not recommended|"
     r"you can also|you could also|could also|if you (?:also |only |want|need|prefer|would|meant?|intended)|tip|bonus|variation|"
+    r"bad|common (?:mistake|error|pitfall)|slower|less efficient|inefficient|anti-?pattern|"
     r"if the (?:question|intent|intention|requirement) (?:is|was|means|meant)|optional(?:ly)?|equivalent|"
     r"create an index|explanation of|for (?:reference|comparison)|in general|general form|this part|explained|"
     r"break(?:s|ing)? (?:it |this |them |the query )?down|how it works|to (?:confirm|debug|inspect|see)|double.check|"
     r"test (?:it|the query|with)|before running)\b|"
-    r"备选|另一种|也可以|或者|验证|错误的|不要使用|原始|子查询|如果(?:您|你)?(?:需要|想)",
+    r"[❌✗✘🚫]|不要写|不推荐|常见错误|备选|另一种|也可以|或者|验证|错误的|不要使用|原始|子查询|如果(?:您|你)?(?:需要|想)",
     re.IGNORECASE,
 )
 #: A verdict on the statement before, not on the one behind: `This is incorrect because …`.
@@ -30,7 +31,7 @@ _OWN_NAMES = {"tsql": "sql server", "postgresql": "postgres"}
 #: Words that call it the answer after all.
 _PROMOTES = re.compile(
     r"\b(?:correct|corrected|fixed|should be|final|actual|right|revised|updated|improved|simplified|better|so use|"
-    r"wait|actually|sorry|mistake|answer)\b|正确|修正|更正|最终|应该|改为|更新|不对",
+    r"wait|actually|sorry|(?<!common )mistake|answer)\b|正确|修正|更正|最终|应该|改为|更新|不对",
     re.IGNORECASE,
 )
 _CORRECTION = re.compile(

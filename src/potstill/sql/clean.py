@@ -495,7 +495,7 @@ def _choose_found(found: list[bare.Found], text: str, dialect: str) -> bare.Foun
     if cue is not None:
         pool = [item for item in pool if item.start >= cue][:1] or pool
     for place, item in reversed(list(enumerate(pool))):
-        intro = text[max(0, item.start - 200) : item.start]
+        intro = text[max(pool[place - 1].end if place else 0, item.start - 200) : item.start]
         earlier = [other.sql for other in pool[:place]]
         if not choice.is_demoted(intro, dialect) and not choice.is_part(item.sql, earlier, "correct"):
             return item

@@ -55,7 +55,10 @@ _STRING_START = re.compile(
     r"(?P<quote>\"\"\"|'''|#\"|`|\"|')(?=[\s(\\n]*(?:--[^\n]*\n\s*)?(?:SELECT|WITH|VALUES)\b)", re.IGNORECASE
 )
 #: How a program goes on with the same string: `"…" + "…"`, `"…" "…"`, `sql += "…"`, `sb.append("…")`.
-_GOES_ON = r"(?:\s*[+.&]\s*(?:_\s+)?|\s*\\\s*|\)?\s*;?\s*\w{{1,40}}\s*[+.]=\s*|\)\s*;?\s*(?:\w{{1,40}}\s*)?\.append\(\s*|\s+)[rf]?{quote}"
+_GOES_ON = (
+    r"(?:\s*+[+.&]\s*+(?:_\s++)?|\s*+\\\s*+|\)?\s*+(?:;\s*+)?\w{{1,40}}\s*+[+.]=\s*+"
+    r"|\)\s*+(?:;\s*+)?(?:\w{{1,40}}\s*+)?\.append\(\s*+|\s++)[rf]?{quote}"
+)
 _MAX_CODE_CHARS = 60_000
 _MAX_PIECES = 200
 _RUST = re.escape('#"')

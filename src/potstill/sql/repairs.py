@@ -24,7 +24,7 @@ _STYLE_NAMES = r"(?:span|b|strong|em|i|u|font|mark)(?:\s[^<>]{0,200})?>"
 _TAGGED_KEYWORD = re.compile(rf"<{_STYLE_NAMES}\s*(?:SELECT|WITH)\s*</", re.IGNORECASE)
 _STYLE_TAG = re.compile(rf"</?{_STYLE_NAMES}", re.IGNORECASE)
 _MARKDOWN_ESCAPE = re.compile(r"\\([_*<>\[\]()#.`~|-])")
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "\\": "\\", "/": "/", "`": "`"}
+_ESCAPES = {"\n": "\n", "n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "\\": "\\", "/": "/", "`": "`"}
 
 _BLANK_TABLE = str.maketrans(
     {**dict.fromkeys("\u3000\u00a0\u202f\u2028\u2029", " "), **dict.fromkeys("\ufeff\u200b\u200c\u200d\u2060")}
@@ -69,7 +69,7 @@ def after_diff(text: str) -> str:
 
 def unescape(text: str) -> str:
     """Replace the escapes of a JSON or program string."""
-    return re.sub(r"\\([nrt\"'\\/`])", lambda match: _ESCAPES[match.group(1)], text)
+    return re.sub(r"\\([\nnrt\"'\\/`])", lambda match: _ESCAPES[match.group(1)], text)
 
 
 def real_newlines(body: str) -> str:
