@@ -25,6 +25,10 @@ _KEY_END = len(_KEY_PREFIX) + _KEY_LENGTH
 _WINDOW = 2048
 #: Places of lines that are remembered.
 _LEARNED = 4096
+#: One search costs as much as reading so many bytes of the file once through.
+_SEARCH_BYTES = 4096
+#: Of a larger file no index is made: it would take more memory than it is worth.
+_MOST_INDEXED = 1 << 26
 
 
 def gold_key(database: str, sql: str) -> str:
@@ -107,6 +111,8 @@ class GoldFile:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
         self._numbers = [0, 1 << (4 * _KEY_LENGTH)]
         self._starts = [0, len(self._map) if self._map is not None else 0]
+        self._searches = 0
+        self._index: dict[bytes, int] | None = None
 
     def __enter__(self) -> GoldFile:
         return self
@@ -122,13 +128,37 @@ class GoldFile:
     def find(self, key: str, *, with_rows: bool = True) -> Gold | None:
         """Return a gold result, or None where the file has no such key.
 
+        A job that asks for a good part of the file reads it once and has an index then; others search.
+        """
+        if self._map is None:
+            return None
+        if self._index is None and self._is_worth_an_index(len(self._map)):
+            self._index = self._read_index(len(self._map))
+        start = self._search(key) if self._index is None else self._index.get(key.encode())
+        if start is None:
+            return None
+        return from_line(loads(self._map[start : self._line_end(start)]), with_rows=with_rows)
+
+    def _is_worth_an_index(self, size: int) -> bool:
+        self._searches += 1
+        return self._searches * _SEARCH_BYTES > size and size <= _MOST_INDEXED
+
+    def _read_index(self, size: int) -> dict[bytes, int]:
+        index, start = {}, 0
+        while start < size:
+            index[self._key_at(start)] = start
+            start = self._line_end(start)
+        return index
+
+    def _search(self, key: str) -> int | None:
+        """Return where the line of a key starts.
+
         Keys are hashes, so a key says about where in the file its line is: each guess is made by that (interpolation
         search), every third one halves what is left, in case the lines are of very uneven length. What stands around a
         guess is looked through as a whole, and what was seen on the way narrows the next search.
         """
         mapped = self._map
-        if mapped is None:
-            return None
+        assert mapped is not None
         wanted, number = key.encode(), int(key, 16)
         above = bisect(self._numbers, number)
         low, low_number = self._starts[above - 1], self._numbers[above - 1]
@@ -142,7 +172,7 @@ class GoldFile:
             window = mapped[first : min(high, max(guess, first) + _WINDOW)]
             at = window.find(_KEY_PREFIX + wanted)
             if at >= 0:
-                return from_line(loads(mapped[first + at : self._line_end(first + at)]), with_rows=with_rows)
+                return first + at
             found = self._key_at(first)
             if found > wanted:
                 high, high_number = first, self._learn(found, first)

@@ -30,7 +30,7 @@ MAX_CONNECTIONS = 32
 #: Virtual machine steps between two calls of the progress handler. Fewer cost time, more let long steps add up.
 STEPS_PER_CALL = 1000
 
-_ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
+_HARMLESS = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE})
 #: Functions that load code, hand out pointers, touch files or the log, or write into an index.
 _REFUSED_FUNCTIONS = frozenset(
     {
@@ -208,15 +208,17 @@ class _Guarded:
                 continue  # a module that this SQLite lacks: whoever asks for the table gets the error
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
-        if action == sqlite3.SQLITE_PRAGMA and first == "data_version" and second is None:
-            return sqlite3.SQLITE_OK  # what the full-text module asks by itself whenever its table is read
-        if action not in _ALLOWED:
-            self._denied = _ACTIONS.get(action, f"action {action}")
-            return sqlite3.SQLITE_DENY
-        if action == sqlite3.SQLITE_FUNCTION and second is not None and second.lower() in _REFUSED_FUNCTIONS:
+        if action in _HARMLESS:
+            return 0  # SQLITE_OK; this is called for each column of each statement
+        if action == sqlite3.SQLITE_FUNCTION:
+            if second is None or second.lower() not in _REFUSED_FUNCTIONS:
+                return sqlite3.SQLITE_OK
             self._denied = f"the function {second}"
             return sqlite3.SQLITE_DENY
-        return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_PRAGMA and first == "data_version" and second is None:
+            return sqlite3.SQLITE_OK  # what the full-text module asks by itself whenever its table is read
+        self._denied = _ACTIONS.get(action, f"action {action}")
+        return sqlite3.SQLITE_DENY
 
     def _tick(self) -> bool:
         self._calls_left -= 1
