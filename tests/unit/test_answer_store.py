@@ -178,6 +178,34 @@ def test_many_records_are_indexed_and_merged(tmp_path: Path, monkeypatch: pytest
         assert opened.find(_key(5000)) == []
 
 
+def test_jobs_that_merge_at_the_same_time_leave_no_heap_of_indexes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stores that merge what both have opened end as one index that holds each record once."""
+    monkeypatch.setattr(store, "_SMALL", 16)
+    monkeypatch.setattr(store, "_MAX_INDEXES", 100)
+    for start in range(0, 300, 100):
+        _fill(tmp_path, range(start, start + 100))
+    folder = tmp_path / "m" / "index"
+    with AnswerStore(tmp_path, "m") as one, AnswerStore(tmp_path, "m") as other:
+        one.compact()
+        other.compact()
+        assert len(list(folder.glob("*.idx"))) == 2
+    with AnswerStore(tmp_path, "m") as opened:
+        (left,) = folder.glob("*.idx")
+        assert [index.path for index in opened._indexes] == [left]
+        assert opened._indexes[0].entries == 300
+        # An index beside it that knows the same is merged without taking room.
+        _write_again(opened)
+        assert opened._indexes[0].entries == 300
+        assert all(opened.find(_key(number)) for number in range(300))
+
+
+def _write_again(opened: AnswerStore) -> None:
+    opened._indexes.append(opened._write([*opened._indexes]))
+    opened.compact()
+
+
 def test_a_lost_or_broken_index_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Indexes can be thrown away or cut short: the journals are the truth."""
     monkeypatch.setattr(store, "_SMALL", 16)

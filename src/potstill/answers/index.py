@@ -125,7 +125,7 @@ def open_index(path: Path) -> Index | None:
 
 
 class NewEntries:
-    """Keys that no index holds yet, in memory; `IndexWriter` makes them an index."""
+    """Keys that no index holds yet, in memory; `write_index` makes them an index."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -161,7 +161,9 @@ def write_index(folder: Path, parts: list[Index | NewEntries]) -> Path:
         parts: Older indexes that the new one takes the place of, and new entries.
     """
     spans, maps = _join_spans(parts)
-    count = sum(part.entries if isinstance(part, Index) else len(part) for part in parts)
+    # Jobs that merge at the same time make indexes that overlap: the same place is kept once. The number stands in front
+    # of the entries, so they are gone through twice.
+    count = sum(1 for _ in _merged(parts, maps))
     bits = min(_MAX_BITS, max(1, (count // _BUCKET).bit_length()))
     path = folder / f"{count:012d}-{secrets.token_hex(4)}.idx"
     header = {"format": _FORMAT, "entries": count, "bits": bits, "spans": [list(span) for span in spans]}
@@ -169,15 +171,22 @@ def write_index(folder: Path, parts: list[Index | NewEntries]) -> Path:
     shift = 32 - bits
     with publish(path) as out:
         out.write_line(orjson.dumps(header, option=orjson.OPT_APPEND_NEWLINE))
-        for entry in heapq.merge(
-            *(_renumbered(part.stream(), numbers) for part, numbers in zip(parts, maps, strict=True))
-        ):
+        for entry in _merged(parts, maps):
             out.write_line(entry)
             counts[(int.from_bytes(entry[:4], "big") >> shift) + 1] += 1
         for bucket in range(1, len(counts)):
             counts[bucket] += counts[bucket - 1]
         out.write_line(counts.tobytes())
     return path
+
+
+def _merged(parts: list[Index | NewEntries], maps: list[list[int]]) -> Iterator[bytes]:
+    """Yield the entries of all parts in order, each place once."""
+    last = b""
+    for entry in heapq.merge(*(_renumbered(part.stream(), numbers) for part, numbers in zip(parts, maps, strict=True))):
+        if entry != last:
+            yield entry
+        last = entry
 
 
 def _join_spans(parts: list[Index | NewEntries]) -> tuple[list[Span], list[list[int]]]:

@@ -342,6 +342,9 @@ def _choose(folder: Path) -> list[Index]:
     for index in opened:
         if any(other.covers(index) for other in kept):
             index.close()
+            # Two jobs that merged at the same time leave one too many; who may only read leaves it there.
+            with contextlib.suppress(OSError):
+                index.path.unlink()
         else:
             kept.append(index)
     return _without_gaps(kept)
