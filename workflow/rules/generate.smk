@@ -5,7 +5,7 @@ durable in the answer store before it counts, so that a rerun asks only for what
 engine owns them.
 """
 
-import json
+from potstill.workflow import to_parameter
 
 
 rule generate_answers:
@@ -50,7 +50,7 @@ rule generate_answers:
             else PLAN.settings("generate", without=PLAN.pace_keys)
         ),
         execute=PLAN.settings("execute") if PLAN.skips_bad_gold else [],
-        routes=json.dumps(PLAN.routes) if PLAN.routes else [],
+        routes=to_parameter(PLAN.routes) if PLAN.routes else [],
         answers_dir=PLAN.config["answers_dir"],
         env_file=PLAN.env_files,
     message:
