@@ -51,7 +51,7 @@ docs: $(VENV)/.installed  ## write the tables of config/README.md anew
 	$(BIN)/python -m snakemake_executor_plugin_siflow.document
 
 # The short forms are what CI runs; the long ones give the numbers of RELIABILITY.md.
-crash-test: $(VENV)/.installed-dev  ## 1000 SIGKILLs of a generate job, and journals broken on purpose (hours)
+crash-test: $(VENV)/.installed-dev  ## 1000 SIGKILLs of a generate job, and journals broken on purpose (20 minutes)
 	$(BIN)/python -m tests.crash --mutants
 
 crash-test-short: $(VENV)/.installed-dev

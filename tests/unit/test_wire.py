@@ -167,6 +167,10 @@ BROKEN = {
     "an unknown packing": ((framed(b"text", "Content-Encoding: br"),), BrokenReplyError),
     "no gzip": ((framed(b"text", "Content-Encoding: gzip"),), BrokenReplyError),
     "gzip cut": ((framed(gzip.compress(b"text" * 99)[:-9], "Content-Encoding: gzip"),), BrokenReplyError),
+    "gzip cut by the end of the connection": (
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(b"text" * 99)[:-9], None),
+        BrokenReplyError,
+    ),
     "endless headers": ((b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 300_000 + b"\r\n\r\n",), BrokenReplyError),
 }
 

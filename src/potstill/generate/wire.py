@@ -263,11 +263,17 @@ class Connection(asyncio.Protocol):
         if self._complete or self._waiter is None:
             return
         if self._status >= 200 and exc is None and not self._has_length:
-            self.on_message_complete()
+            self._end_without_length()
         elif not self.heard_at:
             self.fail(DisconnectedError(f"the server has closed the connection ({exc or 'without a reply'})"))
         else:
             self.fail(BrokenReplyError(f"the reply broke off after {self._size} bytes of its body"))
+
+    def _end_without_length(self) -> None:
+        try:
+            self.on_message_complete()
+        except ValueError as error:  # called by the loop here: no parser is above it that would take the error
+            self.fail(BrokenReplyError(str(error)))
 
     @property
     def _has_length(self) -> bool:
@@ -305,10 +311,10 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, piece: bytes) -> None:
         """Take a piece of the body."""
-        if self._unpack is not None:
-            piece = self._unpack.decompress(piece, _MOST_BODY_BYTES - self._size + 1)
-        self._size += len(piece)
         most = _MOST_BODY_BYTES if self._status == 200 else _MOST_REFUSAL_BYTES
+        if self._unpack is not None:
+            piece = self._unpack.decompress(piece, most - self._size + 1)
+        self._size += len(piece)
         if self._size > most:
             raise ValueError(f"the body of the reply has more than {most} bytes")
         self._pieces.append(piece)
