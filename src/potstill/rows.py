@@ -93,7 +93,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """
     with open_binary(path) as stream:
         for number, line in enumerate(stream, start=1):
-            if line != b"\n":
+            if not line.isspace():
                 yield number, line
 
 
