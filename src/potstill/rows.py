@@ -52,8 +52,10 @@ def loads(line: bytes | str) -> Any:
     """
     raw = line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")
     if _LONG_NUMBER not in raw.translate(_DIGITS):
-        with contextlib.suppress(orjson.JSONDecodeError):
+        try:
             return orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            pass
     # What orjson refuses (a lone surrogate) or rounds (an integer beyond 64 bits) the standard library keeps.
     import json
 
@@ -114,15 +116,16 @@ def read_lines(path: Path) -> Iterator[tuple[bytes, Row | None]]:
     """
     with open_binary(path) as stream:
         for number, line in enumerate(stream, start=1):
-            yield line, None if line.isspace() else parse_row(line, f"{path}: line {number}")
+            yield line, None if line.isspace() else parse_row(line, path, number)
 
 
-def parse_row(line: bytes, where: str) -> Row:
+def parse_row(line: bytes, source: str | Path, number: int) -> Row:
     """Return the row of a line.
 
     Args:
         line: The line.
-        where: File and line, for the message.
+        source: Its file, for the message.
+        number: Which line of the file it is.
 
     Raises:
         InputError: If it is not a JSON object.
@@ -130,9 +133,9 @@ def parse_row(line: bytes, where: str) -> Row:
     try:
         row = loads(line)
     except ValueError as error:
-        raise InputError(f"{where}: not JSON ({error})") from error
+        raise InputError(f"{source}: line {number}: not JSON ({error})") from error
     if not isinstance(row, dict):
-        raise InputError(f"{where}: a JSON object was expected, found {type(row).__name__}")
+        raise InputError(f"{source}: line {number}: a JSON object was expected, found {type(row).__name__}")
     return row
 
 

@@ -74,7 +74,7 @@ class Preferences:
         number = index.file_of(position)
         streams[number].seek(index.offset[position])
         line = streams[number].readline()
-        row = parse_row(line, f"{index.files[number][0]}: line {position - index.starts[number] + 1}")
+        row = parse_row(line, index.files[number][0], position - index.starts[number] + 1)
         example = self._shapes.make_example(row)
         assert example is not None
         return Candidate(position, row, example, Verdict(index.verdict[position]))

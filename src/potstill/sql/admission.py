@@ -15,7 +15,7 @@ from potstill.sql.scan import TERMINATORS, count_statements, first_keyword, stri
 QUERY_WORDS = ("SELECT", "WITH", "VALUES")
 
 _PLAIN_START = re.compile(rf"\s*({'|'.join(QUERY_WORDS)})\b", re.IGNORECASE)
-_TERMINATOR = re.compile(f"[{TERMINATORS}]")
+_HALF_WIDTH, _FULL_WIDTH = TERMINATORS
 
 
 def admit(sql: Any, *, dialect: str, max_bytes: int) -> str:
@@ -38,7 +38,7 @@ def admit(sql: Any, *, dialect: str, max_bytes: int) -> str:
     if _PLAIN_START.match(sql):
         # Most statements need no scanner: they hold no semicolon, or one at the very end.
         trimmed = sql.rstrip(" \t\r\n;")
-        if not _TERMINATOR.search(trimmed):
+        if _HALF_WIDTH not in trimmed and _FULL_WIDTH not in trimmed:
             return trimmed
     sole = strip_statement(sql, dialect=dialect)
     word = first_keyword(sole)

@@ -100,7 +100,7 @@ def killed_gold(message: str) -> Gold:
 
 def killed_row(line: bytes, number: int, message: str, setup: RowSetup) -> tuple[bytes, tuple[Any, ...]]:
     """Return the new line and the verdict of a row at which workers die, whatever they are doing with it."""
-    row = parse_row(line, f"{setup.source}: line {number}")
+    row = parse_row(line, setup.source, number)
     done = _fill(row, Answer("killed", message), Gold("error", "killed", message), setup, None)
     return _add_fields(line, row, done.fields), done.verdict
 
@@ -215,11 +215,11 @@ class RowExecutor:
     def run(self, line: bytes, number: int) -> tuple[bytes, tuple[Any, ...]] | str:
         """Execute the row of a line; return the new line and its verdict, or what is wrong with the line."""
         try:
-            row = parse_row(line, f"{self._setup.source}: line {number}")
+            row = parse_row(line, self._setup.source, number)
         except InputError as error:
             return str(error)
-        done = self._execute(row)
-        return _add_fields(line, row, done.fields), done.verdict
+        fields, verdict = self._execute(row)
+        return _add_fields(line, row, fields), verdict
 
     def _execute(self, row: Row) -> _Done:
         setup = self._setup

@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import chain, groupby
+from operator import eq
 from typing import Any, NamedTuple
 
 from potstill.sql.matching import Tolerance, same_bag
@@ -32,7 +33,7 @@ _SIMPLE = re.compile(
     r"(?:\slimit\s+(?P<limit>\d{1,9})(?:\s+offset\s+\d+)?)?\s*",
     re.IGNORECASE | re.DOTALL,
 )
-_ONCE = tuple(re.compile(rf"\b{word}\b", re.IGNORECASE) for word in ("select", "from", r"order\s+by"))
+_ONCE = {word: re.compile(rf"\b{word}\b") for word in ("select", "from", "order")}
 _NAME = r"""[A-Za-z_]\w*|"[^"]+"|`[^`]+`|\[[^\]]+\]"""
 _ITEM = re.compile(
     rf"(?P<expression>.+?)(?:\s+as\s+(?P<alias>{_NAME})|(?<=[\w)\]`\"])\s+(?P<bare>{_NAME}))?",
@@ -41,6 +42,9 @@ _ITEM = re.compile(
 _TERM = re.compile(
     r"(?P<base>.+?)(?P<direction>(?:\s+(?:asc|desc))?(?:\s+nulls\s+(?:first|last))?)", re.IGNORECASE | re.DOTALL
 )
+
+_LIST_MARKS = re.compile("[(),]")
+_DEPTHS = {"(": 1, ")": -1, ",": 0}
 
 RunQuery = Callable[[str], Result]
 
@@ -138,7 +142,9 @@ def _read_simple(sql: str) -> _Probe | None:
     if len(sql) > MAX_SIMPLE_CHARS:
         return None
     masked = _HIDDEN.sub(lambda hidden: ("x" if hidden.group()[0] in _QUOTES else " ") * len(hidden.group()), sql)
-    found = _SIMPLE.fullmatch(masked) if all(len(word.findall(masked)) == 1 for word in _ONCE) else None
+    lowered = masked.lower()
+    once = all(lowered.count(word) == 1 or len(pattern.findall(lowered)) == 1 for word, pattern in _ONCE.items())
+    found = _SIMPLE.fullmatch(masked) if once else None
     if found is None:
         return None
     if any(masked.count("(", 0, at) != masked.count(")", 0, at) for at in (found.end("items"), found.end("middle"))):
@@ -189,11 +195,12 @@ def _window_keys(items: list[re.Match[str]], terms: list[re.Match[str]]) -> list
 def _spans(masked: str, first: int, last: int) -> list[tuple[int, int]]:
     """Return the parts of a list between commas that stand outside parentheses."""
     spans, depth, start = [], 0, first
-    for at in range(first, last):
-        depth += {"(": 1, ")": -1}.get(masked[at], 0)
-        if masked[at] == "," and depth == 0:
-            spans.append((start, at))
-            start = at + 1
+    for found in _LIST_MARKS.finditer(masked, first, last):
+        mark = found.group()
+        depth += _DEPTHS[mark]
+        if mark == "," and depth == 0:
+            spans.append((start, found.start()))
+            start = found.end()
     return [*spans, (start, last)]
 
 
@@ -304,7 +311,9 @@ def _read_runs(probed: Result, key_count: int, result: Result, *, limited: bool)
     count, width = len(result.rows), result.column_count
     if probed.column_count != width + key_count or not count <= len(probed.rows) <= count + limited:
         return None
-    ties = [_tie(earlier[width:], later[width:]) for earlier, later in pairwise(probed.rows)]
+    keys = [row[width:] for row in probed.rows]
+    may_fold = str in map(type, chain.from_iterable(keys))
+    ties = list(map(_tie if may_fold else eq, keys, keys[1:]))
     sizes = [1]
     for tied in ties[: count - 1]:
         if tied:
@@ -312,6 +321,8 @@ def _read_runs(probed: Result, key_count: int, result: Result, *, limited: bool)
         else:
             sizes.append(1)
     cut = len(ties) == count and ties[-1]
+    if [row[:width] for row in probed.rows[:count]] == result.rows:
+        return Ties(sizes, cut, limit_is_fair=limited and not cut)
     at = 0
     for place, size in enumerate(sizes):
         rows = [row[:width] for row in probed.rows[at : at + size]]

@@ -131,7 +131,7 @@ class _Parent:
 
     def _key(self, task: Task, phase: int) -> bytes:
         line, number = task[1]
-        return statement_key(phase, parse_row(line, f"{self._setup.source}: line {number}"), self._setup)
+        return statement_key(phase, parse_row(line, self._setup.source, number), self._setup)
 
     def execute(self, pool: Pool, lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
         """Yield the new line and the verdict of each row.

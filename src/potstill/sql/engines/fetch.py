@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from potstill.sql.limits import Limits
@@ -39,10 +40,11 @@ def fetch_all(
     while fetched := fetch(step):  # a number counts eight bytes, a character one
         batch = convert(fetched)
         rows += batch
-        types.update(*[map(type, row) for row in batch])
-        budget -= 8 * len(batch) * len(batch[0])
+        cells = list(chain.from_iterable(batch))
+        types.update(map(type, cells))
+        budget -= 8 * len(cells)
         if not types.isdisjoint(_LONG_TYPES):
-            budget -= sum([len(cell) for row in batch for cell in row if type(cell) in _LONG_TYPES])
+            budget -= sum([len(cell) for cell in cells if type(cell) in _LONG_TYPES])
         if budget < 0:
             raise QueryError("too_big", f"the result has more than {limits.max_result_bytes} bytes", truncated=True)
         if len(rows) > limits.max_rows:

@@ -9,7 +9,8 @@ What stops what (each of these has holes that another one covers):
   process that waits for this one kills it;
 - the heap limit is for the whole process and cannot be raised again, so it is set in worker processes only.
 
-Under the authorizer no state outlives a statement, so connections are kept, the least recently used closed first.
+Under the authorizer no state outlives a statement, so connections are kept, the least recently used closed first. Taking
+and leaving the lock for reading is half of what a short statement costs, so it is held from one to the next for a moment.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from potstill.sql.pinned import PINNED_NAMES, PinnedFunctions
 
 #: Connections kept open; each holds a file handle or two.
 MAX_CONNECTIONS = 32
+#: Seconds for which the lock for reading is held, at most; one that writes has its turn then.
+LOCK_S = 0.05
 #: Virtual machine steps between two calls of the progress handler. Fewer cost time, more let long steps add up.
 STEPS_PER_CALL = 1000
 
@@ -125,6 +128,11 @@ class SqliteEngine:
                 self._kept.pop(key).close()
             raise
 
+    def release(self) -> None:
+        """Let go of all locks."""
+        for guarded in self._kept.values():
+            guarded.unlock()
+
     def close(self) -> None:
         """Close all connections."""
         while self._kept:
@@ -158,6 +166,8 @@ class _Guarded:
         self._calls_left = 0
         self._deadline = 0.0
         self._stopped_by = ""
+        self._lock: sqlite3.Cursor | None = None
+        self._locked_until = 0.0
         try:
             # No cache of statements: the authorizer sees a statement only when it is prepared.
             self._connection = sqlite3.connect(
@@ -174,6 +184,7 @@ class _Guarded:
 
     def close(self) -> None:
         """Close both connections."""
+        self.unlock()
         self._connection.close()
         self._pinned.close()
 
@@ -230,8 +241,8 @@ class _Guarded:
 
     def run(self, sql: str) -> Result:
         """Run one statement."""
-        self._start()
         try:
+            self._start()
             return self._read(sql, tolerant=False)
         except sqlite3.OperationalError as error:
             if not str(error).startswith("Could not decode to UTF-8"):
@@ -239,8 +250,8 @@ class _Guarded:
         except _ENGINE_ERRORS as error:
             raise self._explain(error) from error
         # Only a text that is not UTF-8 pays for a decoder in Python.
-        self._start()
         try:
+            self._start()
             return self._read(sql, tolerant=True)
         except _ENGINE_ERRORS as error:
             raise self._explain(error) from error
@@ -248,8 +259,21 @@ class _Guarded:
     def _start(self) -> None:
         self._denied = self._stopped_by = ""
         self._calls_left = self._limits.max_vm_steps // STEPS_PER_CALL
-        self._deadline = time.monotonic() + self._limits.timeout_s
+        now = time.monotonic()
+        self._deadline = now + self._limits.timeout_s
         self._pinned.start_query()
+        if now > self._locked_until:
+            self.unlock()
+            # A statement that is read half keeps the database locked for reading. An empty schema gives none.
+            self._lock = self._connection.execute("SELECT 1 FROM sqlite_master")
+            self._locked_until = now + LOCK_S
+
+    def unlock(self) -> None:
+        """Let go of the lock that is held from one statement to the next."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+            self._locked_until = 0.0
 
     def _read(self, sql: str, *, tolerant: bool) -> Result:
         self._connection.text_factory = _decode if tolerant else str
