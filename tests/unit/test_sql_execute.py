@@ -280,10 +280,10 @@ def test_a_task_is_blamed_for_its_workers_death_only_when_it_happens_twice(
     with Pool("sqlite", Limits(timeout_s=4), Policy()) as pool:
         slow = ("gold", (uri(database), ENDLESS))
         quick = ("gold", (uri(database), "SELECT 1"))
-        outcomes = pool.collect(pool.submit([quick, slow, quick]))
-        killer = threading.Thread(target=kill_workers, args=(pool, kills))
+        batch = pool.submit([quick, slow, quick])
+        killer = threading.Thread(target=kill_workers, args=(pool, kills), daemon=True)
         killer.start()
-        found = list(outcomes)
+        found = pool.collect(batch)
         killer.join()
     assert [isinstance(outcome, Killed) for outcome in found].count(True) == blamed
     assert isinstance(found[1], Killed) or found[1][0] == "timeout"

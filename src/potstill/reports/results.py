@@ -43,7 +43,7 @@ def find_results(rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[int, 
             outcomes = pool.map(task for _, _, task in wanted)
             found: dict[int, dict[str, Table]] = {}
             end = time.monotonic() + MAX_SECONDS
-            for (number, kind, _), outcome in zip(wanted, outcomes, strict=True):
+            for (number, kind, _), (_, outcome) in zip(wanted, outcomes, strict=True):
                 if (table := _make_table(outcome)) is not None:
                     found.setdefault(number, {})[kind] = table
                 if time.monotonic() > end:

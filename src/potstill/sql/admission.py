@@ -9,13 +9,12 @@ import re
 from typing import Any
 
 from potstill.sql.outcome import QueryError
-from potstill.sql.scan import TERMINATORS, count_statements, first_keyword, strip_statement
+from potstill.sql.scan import count_statements, first_keyword, strip_statement
 
 #: A statement may begin with one of these.
 QUERY_WORDS = ("SELECT", "WITH", "VALUES")
 
 _PLAIN_START = re.compile(rf"\s*({'|'.join(QUERY_WORDS)})\b", re.IGNORECASE)
-_HALF_WIDTH, _FULL_WIDTH = TERMINATORS
 
 
 def admit(sql: Any, *, dialect: str, max_bytes: int) -> str:
@@ -36,9 +35,9 @@ def admit(sql: Any, *, dialect: str, max_bytes: int) -> str:
     if not sql.isascii():
         _check_encodable(sql)
     if _PLAIN_START.match(sql):
-        # Most statements need no scanner: they hold no semicolon, or one at the very end.
+        # Most statements need no scanner: they hold no semicolon (of either width), or one at the very end.
         trimmed = sql.rstrip(" \t\r\n;")
-        if _HALF_WIDTH not in trimmed and _FULL_WIDTH not in trimmed:
+        if ";" not in trimmed and "；" not in trimmed:
             return trimmed
     sole = strip_statement(sql, dialect=dialect)
     word = first_keyword(sole)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Set
+from typing import Any, Literal, NamedTuple, get_args
 
 ErrorClass = Literal[
     "not_a_query",
@@ -50,8 +49,7 @@ class QueryError(Exception):
         self.truncated = truncated
 
 
-@dataclass(slots=True)
-class Result:
+class Result(NamedTuple):
     """All rows of a statement that ran to its end within every limit.
 
     Attributes:
@@ -64,7 +62,7 @@ class Result:
 
     column_count: int
     rows: list[Cells]
-    types: frozenset[type]
+    types: Set[type]
     used_clock: bool = False
     used_random: bool = False
 

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
-import json
 import marshal
 import os
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -27,17 +24,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from mmap import mmap
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from potstill.errors import PotstillError
 from potstill.sql.limits import Limits
 from potstill.sql.policy import Policy
+from potstill.sql.process import start
 from potstill.sql.worker import LENGTH, STATE, frame
 
-#: Tasks of a batch, and the bytes after which it has enough: a batch is what may have to be done again after a kill.
-BATCH_TASKS = 64
+#: A batch may have so many tasks and, about, so many bytes; it grows and shrinks to take so many seconds, so that slow
+#: statements are shared out among all workers.
+BATCH_TASKS = 256
 BATCH_BYTES = 1 << 20
+BATCH_S = 0.05
 #: Batches that each worker has before it, so that it never waits for the next one.
 BATCHES_AHEAD = 3
 #: Bytes that a pipe should hold.
@@ -46,14 +45,6 @@ PIPE_BYTES = 1 << 20
 WATCH_S = 0.2
 #: Deaths in a row without one task done, after which something is wrong with the installation.
 MAX_IDLE_DEATHS = 3
-
-#: What the worker's interpreter runs: our path first, so that it finds what we found.
-_START = (
-    "import json, sys\n"
-    "setup, sys.path[:] = json.loads(sys.argv[1])\n"
-    "from potstill.sql.worker import main\n"
-    "main(setup)\n"
-)
 
 Task = tuple[str, tuple[Any, ...]]
 
@@ -116,7 +107,8 @@ class Pool:
         self._suspects: set[Place] = set()
         self._blamed: set[Place] = set()
         self._kills: dict[bytes, str] = {}
-        self._numbers = itertools.count(1)
+        self._next = 1
+        self._batch_tasks = 1
         self._unsent: deque[_Batch] = deque()
 
     def __enter__(self) -> Pool:
@@ -135,13 +127,14 @@ class Pool:
         Args:
             tasks: `(kind, arguments)`, as `potstill.sql.worker` knows them.
         """
-        batch = _Batch([(number, *task) for task, number in zip(tasks, self._numbers, strict=False)])
+        batch = _Batch(self._next, list(tasks))
+        self._next += len(batch.tasks)
         self._unsent.append(batch)
         self._dispatch()
         return batch
 
-    def collect(self, batch: _Batch) -> Iterator[Any]:
-        """Yield the outcome of each task of a batch, in order: what the worker returned, or `Killed`.
+    def collect(self, batch: _Batch) -> list[Any]:
+        """Return the outcome of each task of a batch, in order: what the worker returned, or `Killed`.
 
         Raises:
             PotstillError: When workers die without doing anything.
@@ -149,17 +142,40 @@ class Pool:
         while not batch.is_done():
             self._unsent.extendleft(reversed(self._wait()))
             self._dispatch()
-        yield from batch.outcomes()
+        return batch.outcomes()
 
-    def map(self, tasks: Iterable[Task]) -> Iterator[Any]:
-        """Yield the outcome of each task, in order, reading the tasks only a bounded way ahead."""
+    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
+        """Yield each task and its outcome, in order, reading the tasks only a bounded way ahead."""
         ahead: deque[_Batch] = deque()
-        for some in _cut(tasks):
+        for some in self._cut(tasks):
             ahead.append(self.submit(some))
             if len(ahead) > self._count * (BATCHES_AHEAD + 1):
-                yield from self.collect(ahead.popleft())
+                yield from self._take(ahead.popleft())
         while ahead:
-            yield from self.collect(ahead.popleft())
+            yield from self._take(ahead.popleft())
+
+    def _take(self, batch: _Batch) -> Iterator[tuple[Task, Any]]:
+        return zip(batch.tasks, self.collect(batch), strict=True)
+
+    def _cut(self, tasks: Iterable[Task]) -> Iterator[list[Task]]:
+        """Yield tasks in batches; those of long rows hold fewer of them."""
+        batch: list[Task] = []
+        size = 0
+        for task in tasks:
+            batch.append(task)
+            size += len(task[1][0])
+            if len(batch) >= self._batch_tasks or size > BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _pace(self, tasks: int, seconds: float) -> None:
+        """Learn from a batch of so many tasks, done in so many seconds, how large the next ones should be."""
+        if seconds < BATCH_S / 2:
+            self._batch_tasks = min(BATCH_TASKS, max(self._batch_tasks, 2 * tasks))
+        elif seconds > BATCH_S * 2:
+            self._batch_tasks = max(1, min(self._batch_tasks, tasks // 2))
 
     def _dispatch(self) -> None:
         while self._unsent and (worker := self._free_worker()) is not None:
@@ -175,7 +191,7 @@ class Pool:
         ready = [worker for worker in self._workers if len(worker.batches) < BATCHES_AHEAD]
         idle = [worker for worker in ready if not worker.batches]
         if not idle and len(self._workers) < self._count:
-            self._workers.append(_Worker(self._setup, self._host))
+            self._workers.append(_Worker(self._setup, self._host, self._pace))
             return self._workers[-1]
         return min(ready, key=lambda worker: len(worker.batches), default=None)
 
@@ -208,7 +224,7 @@ class Pool:
         """
         self._workers.remove(worker)
         place = worker.kill()
-        culprit = next((batch for batch in worker.batches if place.number in batch.missing), None)
+        culprit = next((batch for batch in worker.batches if batch.lacks(place.number)), None)
         if culprit is not None and (place == seen or place in self._suspects):
             self._blame(culprit, place, message)
         elif seen is None:
@@ -225,7 +241,7 @@ class Pool:
             if place not in self._blamed:
                 self._blamed.add(place)
                 return  # whoever has the task next knows of it
-        batch.put(place.number, Killed(message))
+        batch.take([(place.number, Killed(message))])
 
 
 def _killed_after(limits: Limits) -> str:
@@ -233,56 +249,47 @@ def _killed_after(limits: Limits) -> str:
     return f"killed after {allowed:g} s: the time limit of {limits.timeout_s:g} s did not stop it"
 
 
-def _cut(tasks: Iterable[Task]) -> Iterator[list[Task]]:
-    """Yield tasks in batches; those of long rows hold fewer of them."""
-    batch: list[Task] = []
-    size = 0
-    for task in tasks:
-        batch.append(task)
-        size += len(task[1][0])
-        if len(batch) == BATCH_TASKS or size > BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 class _Batch:
-    """Tasks that travel together, and what has come back of them."""
+    """Tasks that travel together, numbered one after another, and what has come back of them."""
 
-    def __init__(self, tasks: list[tuple[int, str, tuple[Any, ...]]]) -> None:
+    def __init__(self, first: int, tasks: list[Task]) -> None:
         self.tasks = tasks
-        self.missing = {task[0] for task in tasks}
+        self._first = first
         self._results: dict[int, Any] = {}
 
-    def put(self, number: int, outcome: Any) -> None:
-        """Take one outcome."""
-        self._results[number] = outcome
-        self.missing.discard(number)
+    def take(self, done: Iterable[tuple[int, Any]]) -> None:
+        """Take outcomes, each with the number of its task."""
+        self._results.update(done)
 
     def task(self, number: int) -> Task:
         """Return a task by its number."""
-        return next((kind, arguments) for at, kind, arguments in self.tasks if at == number)
+        return self.tasks[number - self._first]
+
+    def lacks(self, number: int) -> bool:
+        """Whether a task is of this batch and has no outcome yet."""
+        return 0 <= number - self._first < len(self.tasks) and number not in self._results
 
     def is_done(self) -> bool:
         """Whether every task has its outcome."""
-        return not self.missing
+        return len(self._results) == len(self.tasks)
 
-    def outcomes(self) -> Iterator[Any]:
-        """Yield the outcomes in the order of the tasks."""
-        for task in self.tasks:
-            yield self._results[task[0]]
+    def outcomes(self) -> list[Any]:
+        """Return the outcomes in the order of the tasks."""
+        return [self._results[number] for number in range(self._first, self._first + len(self.tasks))]
 
     def rest(self) -> list[tuple[int, str, tuple[Any, ...]]]:
-        """Return the tasks that have no outcome yet."""
-        return [task for task in self.tasks if task[0] in self.missing] if self._results else self.tasks
+        """Return the tasks that have no outcome yet, numbered."""
+        numbered = enumerate(self.tasks, self._first)
+        return [(number, *task) for number, task in numbered if number not in self._results]
 
 
 class _Worker:
     """One worker process, its pipes and the batches it was given."""
 
-    def __init__(self, setup: dict[str, Any], host: Host | None) -> None:
+    def __init__(self, setup: dict[str, Any], host: Host | None, pace: Callable[[int, float], None]) -> None:
         self._host = host
+        self._pace = pace
+        self._since = 0.0
         self._kills_told = 0
         self.batches: deque[_Batch] = deque()
         self.has_answered = False
@@ -290,34 +297,25 @@ class _Worker:
         self._page_file.truncate(STATE.size)
         self._page = mmap(self._page_file.fileno(), STATE.size)
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as above
-        self._process = self._start({**setup, "page": self._page_file.fileno()})
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests, self._answers = self._process.stdin, self._process.stdout
-        os.set_blocking(self._requests.fileno(), False)
-        os.set_blocking(self._answers.fileno(), False)
-        _widen(self._requests)
-        _widen(self._answers)
+        theirs_in, self._requests = os.pipe()
+        self._answers, theirs_out = os.pipe()
+        self._process = start(
+            setup, requests=theirs_in, answers=theirs_out, errors=self._errors.fileno(), page=self._page_file.fileno()
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        for pipe in (self._requests, self._answers):
+            os.set_blocking(pipe, False)
+            _widen(pipe)
         self._outbox = bytearray()
         self._inbox = bytearray()
         self._ended = self._killed = False
         self._words = ""
 
-    def _start(self, setup: dict[str, Any]) -> subprocess.Popen[bytes]:
-        # The same interpreter with the same path; nothing is looked up by name, no environment need be active.
-        path = [str(Path(entry).absolute()) for entry in sys.path]
-        return subprocess.Popen(
-            [sys.executable, "-I", "-B", "-c", _START, json.dumps([setup, path])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            pass_fds=[setup["page"]],
-            bufsize=0,
-            env={**os.environ, "TZ": "UTC"},
-        )
-
     def give(self, batch: _Batch, kills: Mapping[bytes, str]) -> None:
         """Queue one batch, and with it the kills that the worker does not know yet."""
+        if not self.batches:
+            self._since = time.monotonic()
         self.batches.append(batch)
         news = list(islice(kills.items(), self._kills_told, None))
         self._kills_told += len(news)
@@ -328,16 +326,16 @@ class _Worker:
         """Say what there is to wait for; return what to do when it happens, by descriptor."""
         todo = {}
         if not self._ended:
-            poll.register(self._answers.fileno(), select.POLLIN)
-            todo[self._answers.fileno()] = self._read
+            poll.register(self._answers, select.POLLIN)
+            todo[self._answers] = self._read
         if self._outbox:
-            poll.register(self._requests.fileno(), select.POLLOUT)
-            todo[self._requests.fileno()] = self._write
+            poll.register(self._requests, select.POLLOUT)
+            todo[self._requests] = self._write
         return todo
 
     def _write(self) -> None:
         try:
-            sent = os.write(self._requests.fileno(), self._outbox)
+            sent = os.write(self._requests, self._outbox)
         except BlockingIOError:
             return
         except BrokenPipeError:
@@ -347,7 +345,7 @@ class _Worker:
 
     def _read(self) -> None:
         try:
-            chunk = os.read(self._answers.fileno(), 1 << 18)
+            chunk = os.read(self._answers, 1 << 18)
         except BlockingIOError:
             return
         if not chunk:
@@ -369,10 +367,12 @@ class _Worker:
             self._answer(*done[1:])
             return
         batch = self.batches[0]
-        for number, outcome in done:
-            batch.put(number, outcome)
+        batch.take(done)
         if batch.is_done():
             self.batches.popleft()
+            now = time.monotonic()
+            self._pace(len(batch.tasks), now - self._since)
+            self._since = now
 
     def _answer(self, what: str, value: Any) -> None:
         if self._host is not None and not self._killed:
@@ -409,8 +409,8 @@ class _Worker:
         while not self._ended:
             self._read()
         place = self.place()
-        self._requests.close()
-        self._answers.close()
+        os.close(self._requests)
+        os.close(self._answers)
         self._page.close()
         self._page_file.close()
         self._words = self.last_words()
@@ -426,7 +426,7 @@ class _Worker:
         return lines[-1] if lines else ""
 
 
-def _widen(pipe: IO[bytes]) -> None:
+def _widen(pipe: int) -> None:
     """Let a pipe hold more (on Linux), so that a worker finds its next batch there while we do something else."""
     with contextlib.suppress(OSError, AttributeError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)

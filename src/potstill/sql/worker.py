@@ -91,6 +91,7 @@ class _Server:
         self._page = page
         self._requests = requests
         self._answers = answers
+        self._engine = engine
         self._policy = policy
         self._evaluator = Evaluator(engine, policy, self._restart_clock)
         self._rows: RowExecutor | None = None
@@ -125,6 +126,7 @@ class _Server:
             done.append((number, self._do(kind, arguments, now)))
         STATE.pack_into(self._page, 0, 0, 0.0, 0)
         self._send(done)
+        self._engine.release()
 
     def _do(self, kind: str, arguments: tuple[Any, ...], now: float) -> Any:
         self._phase = 0

@@ -198,7 +198,7 @@ class _Audit:
 
     def run(self, rows: Iterable[Row]) -> None:
         """Run the gold query of each row, each distinct one once."""
-        for outcome in self._pool.map(self._tasks(rows)):
+        for _, outcome in self._pool.map(self._tasks(rows)):
             self._keep(self._asked.popleft(), gold_of(outcome))
 
     def _tasks(self, rows: Iterable[Row]) -> Iterator[Task]:

@@ -7,7 +7,7 @@ one row is done by the worker that runs its statement (`potstill.sql.executor`).
 from __future__ import annotations
 
 import tempfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -139,20 +139,14 @@ class _Parent:
         Raises:
             InputError: For a line that is no row.
         """
-        under_way: deque[tuple[bytes, int]] = deque()
-
-        def tasks() -> Iterator[Task]:
-            for number, line in lines:
-                under_way.append((line, number))
-                yield "row", under_way[-1]
-
-        for outcome in pool.map(tasks()):
-            line, number = under_way.popleft()
+        tasks: Iterator[Task] = (("row", (line, number)) for number, line in lines)
+        for (_, (line, number)), outcome in pool.map(tasks):
             if isinstance(outcome, str):
                 raise InputError(outcome)
             if isinstance(outcome, Killed):
-                outcome = killed_row(line, number, outcome.message, self._setup)
-            yield outcome
+                yield killed_row(line, number, outcome.message, self._setup)
+            else:
+                yield outcome
 
 
 def _make_setup(config: ExecuteSettings, databases: Databases, source: Path, gold_audit: Path | None) -> RowSetup:

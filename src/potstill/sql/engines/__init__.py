@@ -41,6 +41,9 @@ class Engine(Protocol):
             QueryError: When it does not come to its end within the limits.
         """
 
+    def release(self) -> None:
+        """Let go of locks that are held from one statement to the next: nothing may run for a while."""
+
     def close(self) -> None:
         """Close all connections."""
 

@@ -98,6 +98,9 @@ class DuckdbEngine:
             timer.join()
             cursor.close()
 
+    def release(self) -> None:
+        """Let go of locks: none outlives its statement."""
+
     def close(self) -> None:
         """Close all databases."""
         while self._open:
@@ -139,7 +142,7 @@ class DuckdbEngine:
         if cursor.description is None:
             raise QueryError("not_a_query", "the statement has no result")
         rows, types = fetch_all(cursor.fetchmany, self._limits, deadline, to_cells)
-        return Result(len(cursor.description), rows, frozenset(types), used_clock, marks.uses_random(sql))
+        return Result(len(cursor.description), rows, types, used_clock, marks.uses_random(sql))
 
     def _explain(self, error: Exception) -> QueryError:
         message = str(error)

@@ -85,6 +85,9 @@ class PostgresqlEngine:
             raise
         return result
 
+    def release(self) -> None:
+        """Let go of locks: none outlives its statement."""
+
     def close(self) -> None:
         """Close all connections."""
         while self._kept:
@@ -139,7 +142,7 @@ class PostgresqlEngine:
             cursor.execute(sql)
             width = len(cursor.description)
             rows, types = fetch_all(cursor.fetchmany, self._limits, deadline, to_cells)
-        return Result(width, rows, frozenset(types), marks.uses_clock(sql), marks.uses_random(sql))
+        return Result(width, rows, types, marks.uses_clock(sql), marks.uses_random(sql))
 
     def _explain(self, error: BaseException) -> QueryError:
         if isinstance(error, MemoryError):

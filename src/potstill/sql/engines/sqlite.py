@@ -102,31 +102,35 @@ class SqliteEngine:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._kept: OrderedDict[_Key, _Guarded] = OrderedDict()
-        self._last = _Key("", False, True)
+        self._last: tuple[str, bool, _Guarded] | None = None
 
     def run(self, database: str, sql: str, *, other_order: bool = False) -> Result:
         """Run one statement; see `Engine`."""
-        key = self._last
-        if key.database != database or key.other_order != other_order:
-            key = self._last = _Key(database, other_order, True)
+        last = self._last
         try:
-            return self._run(key, sql)
+            if last is not None and last[0] == database and last[1] == other_order:
+                return last[2].run(sql)
+            guarded = self._connection(_Key(database, other_order, True))
+            self._last = database, other_order, guarded
+            return guarded.run(sql)
         except QueryError as error:
+            self._let_go(_Key(database, other_order, True), error)
             if _PINNED_FAILED not in error.message:
                 raise
         # Python hands no text to a function that is not UTF-8; the built-in functions take it.
-        result = self._run(_Key(database, other_order, False), sql)
-        result.used_clock = _NAMES_CLOCK.search(sql) is not None
-        return result
-
-    def _run(self, key: _Key, sql: str) -> Result:
+        key = _Key(database, other_order, False)
         try:
-            return self._connection(key).run(sql)
+            result = self._connection(key).run(sql)
         except QueryError as error:
-            if error.error_class in ("out_of_memory", "no_such_database", "other") and key in self._kept:
-                # What may have upset a connection is not built upon.
-                self._kept.pop(key).close()
+            self._let_go(key, error)
             raise
+        return result._replace(used_clock=_NAMES_CLOCK.search(sql) is not None)
+
+    def _let_go(self, key: _Key, error: QueryError) -> None:
+        """Close the connection of a statement that failed, if that may have upset it: it is not built upon."""
+        if error.error_class in ("out_of_memory", "no_such_database", "other") and key in self._kept:
+            self._last = None
+            self._kept.pop(key).close()
 
     def release(self) -> None:
         """Let go of all locks."""
@@ -143,6 +147,7 @@ class SqliteEngine:
         if guarded is not None:
             self._kept.move_to_end(key)
             return guarded
+        self._last = None
         while len(self._kept) >= MAX_CONNECTIONS:
             self._kept.popitem(last=False)[1].close()
         self._kept[key] = guarded = _Guarded(key, self._limits)
@@ -218,7 +223,9 @@ class _Guarded:
             except sqlite3.Error:
                 continue  # a module that this SQLite lacks: whoever asks for the table gets the error
 
-    def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    def _authorize(
+        self, action: int, first: str | None, second: str | None, _database: str | None, _view: str | None
+    ) -> int:
         if action in _HARMLESS:
             return 0  # SQLITE_OK; this is called for each column of each statement
         if action == sqlite3.SQLITE_FUNCTION:
@@ -279,11 +286,12 @@ class _Guarded:
         self._connection.text_factory = _decode if tolerant else str
         cursor = self._connection.execute(sql)
         try:
-            if cursor.description is None:
+            columns = cursor.description
+            if columns is None:
                 raise QueryError("not_a_query", "the statement has no result")
             rows, types = fetch_all(cursor.fetchmany, self._limits, self._deadline)
             pinned = self._pinned
-            return Result(len(cursor.description), rows, frozenset(types), pinned.used_clock, pinned.used_random)
+            return Result(len(columns), rows, types, pinned.used_clock, pinned.used_random)
         finally:
             cursor.close()
 
