@@ -8,7 +8,8 @@ import gzip
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,10 @@ _PASSING_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFI
 
 #: Names of files of rows.
 _ROWS = re.compile(r"\.jsonl(\.gz|\.zst)?$")
+
+#: Unpacked bytes that are read at once, and packed ones (which may stand for a thousand times as many).
+_BLOCK = 1 << 17
+_PACKED_BLOCK = 1 << 14
 
 #: Every digit becomes `0` and all else a blank: a run of digits is then found ten times faster than by a pattern.
 _DIGITS = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else ord(" ") for byte in range(256))
@@ -70,21 +75,107 @@ def open_binary(path: Path) -> IO[bytes]:
     """Open a file for reading, unpacked by its ending (`.gz`, `.zst`, else plain).
 
     Raises:
-        InputError: If the file cannot be opened.
+        InputError: If the file cannot be opened; while it is read, if what is packed is damaged or cut off.
     """
     try:
-        if path.suffix == ".gz":
-            return io.BufferedReader(gzip.open(path, "rb"))
-        if path.suffix == ".zst":
-            import zstandard
-
-            raw = path.open("rb")
-            # `read_across_frames`: appended files are several frames, as `cat a.zst b.zst` makes them.
-            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
-            return io.BufferedReader(reader)
-        return path.open("rb")
+        raw = path.open("rb")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if path.suffix == ".gz":
+        return io.BufferedReader(_Unpacked(path, raw, _gzip_blocks), _BLOCK)
+    if path.suffix == ".zst":
+        return io.BufferedReader(_Unpacked(path, raw, _zstd_blocks), _BLOCK)
+    return raw
+
+
+def _gzip_blocks(raw: IO[bytes]) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
+        while block := stream.read1(_BLOCK):
+            yield block
+
+
+def _zstd_blocks(raw: IO[bytes]) -> Iterator[bytes]:
+    """Yield what is in the frames of a file, of which appended files have several (`cat a.zst b.zst`).
+
+    Frame by frame, since the library's own reader takes the end of a file that was cut off for the end of its data.
+    """
+    import zstandard
+
+    unpacker = zstandard.ZstdDecompressor()
+    frame = None
+    while packed := raw.read(_PACKED_BLOCK):
+        while packed:
+            frame = frame or unpacker.decompressobj()
+            yield frame.decompress(packed)
+            packed = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("it ends in the middle of a frame")
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes that a packed file stands for, as a stream whose errors name the file."""
+
+    def __init__(self, path: Path, raw: IO[bytes], unpack: Callable[[IO[bytes]], Iterator[bytes]]) -> None:
+        self._path = path
+        self._raw = raw
+        self._unpack = unpack
+        self._start()
+
+    def _start(self) -> None:
+        self._raw.seek(0)
+        self._blocks = self._unpack(self._raw)
+        self._rest = memoryview(b"")
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Whether it can be read: always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as one block goes; 0 at the end."""
+        while not self._rest:
+            block = self._next_block()
+            if block is None:
+                return 0
+            self._rest = memoryview(block)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        self._at += count
+        return count
+
+    def seekable(self) -> bool:
+        """Whether another place can be read: yes, if slowly, all that is before it being unpacked again."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place, counted from the start (or from here)."""
+        if whence == io.SEEK_END:
+            raise io.UnsupportedOperation("the end of a packed file is known only to who reads it")
+        target = offset + (self._at if whence == io.SEEK_CUR else 0)
+        if target < self._at:
+            self._start()
+        passed = bytearray(_BLOCK)
+        while self._at < target and self.readinto(memoryview(passed)[: target - self._at]):
+            pass
+        return self._at
+
+    def _next_block(self) -> bytes | None:
+        try:
+            return next(self._blocks, None)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{self._path}: cannot be read to its end: {error}; is it whole?") from error
+        except Exception as error:
+            # Its error class is known only to those who import it, and not every file is packed so.
+            if type(error).__name__ != "ZstdError":
+                raise
+            raise InputError(f"{self._path}: cannot be read to its end: {error}; is it whole?") from error
+
+    def close(self) -> None:
+        """Close the file too."""
+        self._raw.close()
+        super().close()
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:

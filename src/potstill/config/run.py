@@ -169,6 +169,11 @@ def _check_execute(config: Config, where: str) -> None:
     if (execute["database"] is None) == (execute["database_dir"] is None):
         found = "neither" if execute["database"] is None else "both"
         raise ConfigError(f"{where}: execute: give one of database (a file) and database_dir (a folder); found {found}")
+    if execute["gold_field"] is None and execute["on_bad_gold"] != "keep":
+        raise ConfigError(
+            f"{where}: execute.on_bad_gold: {execute['on_bad_gold']}: no row has gold (execute.gold_field: null); name "
+            "the field with the gold query, or leave it out"
+        )
     if config["clean"] is None or config["clean"]["kind"] != "sql":
         raise ConfigError(f"{where}: execute needs the field sql: set `clean: {{kind: sql}}`, or `execute: null`")
 
@@ -188,7 +193,7 @@ def _check_stages(config: Config, where: str) -> None:
         if config["clean"] is not None:
             make_cleaner(config["clean"])
         if config["filter"] is not None:
-            check_stages(config["filter"], {stage: config[stage] for stage in ("execute", "score")})
+            check_stages(config["filter"], {stage: config[stage] for stage in ("clean", "execute", "judge", "score")})
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 

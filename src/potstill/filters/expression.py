@@ -23,6 +23,11 @@ REASON = "expression"
 ERROR_REASON = "expression_error"
 
 _MAX_MATCHED_CHARS = 100_000
+#: Levels of the syntax tree; a level takes a few of Python's own.
+_MAX_DEPTH = 100
+_MAX_QUOTED_CHARS = 120
+#: As other languages write them.
+_CONSTANTS = {"true": "True", "false": "False", "null": "None", "none": "None", "TRUE": "True", "FALSE": "False", "NULL": "None"}
 
 
 def _length(value: Any) -> int:
@@ -50,11 +55,18 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _remainder(left: Any, right: Any) -> Any:
+    if isinstance(left, int | float):
+        return left % right
+    raise TypeError("% is for numbers; with a text it would format, to any length")
+
+
 class _Evaluator(simpleeval.EvalWithCompoundTypes):  # type: ignore[misc]  # it has no type information
     """simpleeval without comprehensions and without attributes of Python objects."""
 
     def __init__(self) -> None:
         super().__init__(functions=dict(FUNCTIONS))
+        self.operators[ast.Mod] = _remainder
         for kind in (ast.ListComp, ast.GeneratorExp, ast.Call, ast.Attribute):
             self.nodes.pop(kind, None)
         self.nodes[ast.Attribute] = self._member
@@ -117,17 +129,30 @@ class Expression:
 
 
 def _parse(text: str) -> ast.expr:
+    shown = repr(text if len(text) <= _MAX_QUOTED_CHARS else f"{text[:_MAX_QUOTED_CHARS]}…")
     try:
         tree: ast.expr = simpleeval.SimpleEval.parse(text.strip())
     except (SyntaxError, simpleeval.InvalidExpression, ValueError, MemoryError, RecursionError) as error:
-        raise ConfigError(f"filter.expression: {text!r} cannot be read: {error}") from error
+        raise ConfigError(f"filter.expression: {shown} cannot be read: {str(error) or 'nested too deeply'}") from error
     allowed = _allowed_nodes()
     for node in ast.walk(tree):
         if not isinstance(node, allowed):
-            raise ConfigError(f"filter.expression: {text!r}: {type(node).__name__} is not part of the language")
+            raise ConfigError(f"filter.expression: {shown}: {type(node).__name__} is not part of the language")
         if isinstance(node, ast.Call):
-            _check_call(node, text)
+            _check_call(node, shown)
+        if isinstance(node, ast.Name) and node.id in _CONSTANTS:
+            raise ConfigError(f"filter.expression: {shown}: found {node.id}, write {_CONSTANTS[node.id]}")
+    if _is_deeper([tree], _MAX_DEPTH):
+        raise ConfigError(f"filter.expression: {shown}: nested more than {_MAX_DEPTH} levels deep")
     return tree
+
+
+def _is_deeper(level: list[ast.AST], limit: int) -> bool:
+    for _ in range(limit):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return False
+    return True
 
 
 def _allowed_nodes() -> tuple[type[ast.AST], ...]:
@@ -148,11 +173,24 @@ def _allowed_nodes() -> tuple[type[ast.AST], ...]:
     )
 
 
-def _check_call(node: ast.Call, text: str) -> None:
+def _check_call(node: ast.Call, shown: str) -> None:
     name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
     known = {*FUNCTIONS, "get"}
     if name not in known or node.keywords:
-        raise ConfigError(f"filter.expression: {text!r}: {name}(…) is unknown; allowed are {', '.join(sorted(known))}")
+        raise ConfigError(f"filter.expression: {shown}: {name}(…) is unknown; allowed are {', '.join(sorted(known))}")
+    if name == "matches":
+        _check_patterns(node.args[1:], shown)
+
+
+def _check_patterns(patterns: list[ast.expr], shown: str) -> None:
+    for pattern in patterns:
+        if isinstance(pattern, ast.Constant) and isinstance(pattern.value, str):
+            try:
+                re.compile(pattern.value)
+            except re.error as error:
+                raise ConfigError(
+                    f"filter.expression: {shown}: {pattern.value!r} is no regular expression: {error}"
+                ) from error
 
 
 def _names(tree: ast.expr) -> list[str]:

@@ -14,7 +14,7 @@ from potstill.filters import Filter, Verdict, load_filter
 from potstill.filters import duplicates as duplicates_module
 from potstill.filters.duplicates import DuplicateCap
 from potstill.filters.samples import NOT_BEST, best, vote
-from potstill.records import Row
+from potstill.records import ADDED_FIELDS, Row
 from potstill.rows import RowWriter, publish, read_rows
 
 #: What is wrong with the answer as such; `filter.reject` names those that reject (all of them by default).
@@ -144,6 +144,50 @@ def check_stages(settings: Mapping[str, Any], stages: Mapping[str, Mapping[str, 
             raise ConfigError(f"filter.reject: {named[0]}: no row is marked so; set `{setting}`, or leave it out")
     if execute is None and settings.get("reject_classes"):
         raise ConfigError("filter.reject_classes: nothing is executed; set `execute`, or leave it out")
+    least, most = settings.get("min_chars"), settings.get("max_chars")
+    if least is not None and most is not None and least > most:
+        raise ConfigError(f"filter.min_chars: found {least}, which is more than max_chars ({most}); no row would be kept")
+    expression = _expression(settings.get("expression"))
+    if expression is not None:
+        _check_expression(expression.names, settings, stages)
+
+
+#: Fields that a stage makes only when it is told to: field -> stage, key and what to set.
+_ON_DEMAND = {
+    "sql_quality": ("score", "signals", "score.signals: true"),
+    "variant_match": ("execute", "variants", "execute.variants"),
+    "variant_count": ("execute", "variants", "execute.variants"),
+    "agreement": ("filter", "vote", "filter.vote"),
+}
+#: What the filter itself says of a row, after its checks.
+_VERDICT_FIELDS = ("keep", "reject_reasons", "reject_reason")
+
+
+def _check_expression(
+    names: Iterable[str], settings: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any] | None]
+) -> None:
+    """Raise where an expression names a field of ours that no row will have: all rows would fail it."""
+    sections = {**stages, "filter": settings, "audit_gold": stages.get("execute")}
+    for name in names:
+        stage = ADDED_FIELDS.get(name)
+        if name in _VERDICT_FIELDS:
+            raise ConfigError(f"filter.expression: {name!r} is not known before all checks are made; leave it out")
+        if stage in sections and sections[stage] is None:
+            switch = "execute" if stage == "audit_gold" else stage
+            raise ConfigError(
+                f"filter.expression: no row has the field {name!r}, since the stage {switch!r} is off; set it, or leave the field out"
+            )
+        section, key, cure = _ON_DEMAND.get(name, (None, "", ""))
+        if section is not None and not _is_set(sections.get(section), key):
+            raise ConfigError(
+                f"filter.expression: no row has the field {name!r}; set `{cure}`, or leave the field out"
+            )
+
+
+def _is_set(section: Mapping[str, Any] | None, key: str) -> bool:
+    """Whether a key is set; an empty section (`vote: {}`) is one."""
+    value = None if section is None else section.get(key)
+    return isinstance(value, Mapping) or bool(value)
 
 
 class _Rules:
@@ -177,10 +221,10 @@ class _Rules:
 
     def judge(self, group: list[Row]) -> list[Row]:
         """Return the rows of one input, each with its verdict."""
-        reasons = [self._reasons(row) for row in group]
-        if self._settings.get("vote") is not None:
-            for own, fate in zip(reasons, vote(group, self._settings["vote"]), strict=True):
-                own.extend([fate] if fate else [])
+        ballot = self._settings.get("vote")
+        # The vote comes first: the checks may use `agreement`.
+        fates = vote(group, ballot) if ballot is not None else [None] * len(group)
+        reasons = [[*self._reasons(row), *([fate] if fate else [])] for row, fate in zip(group, fates, strict=True)]
         if self._settings.get("samples") == "best":
             self._keep_best(group, reasons)
         for row, own in zip(group, reasons, strict=True):
@@ -333,13 +377,20 @@ def _named(name: str, plugin: Filter) -> Filter:
     """Return a user's filter whose failure names it and the row: no row may pass or fall by accident."""
 
     def check(row: Row) -> Verdict:
+        identity = row.get("sample_id")
         try:
-            return plugin(row)
+            verdict = plugin(row)
+            reasons = [verdict] if verdict is None or isinstance(verdict, str) else list(verdict)
         except Exception as error:  # a user's code may raise anything
-            identity = row.get("sample_id")
             raise ConfigError(
                 f"filter.plugins: {name!r} failed on row {identity}: {error!r}; mend the filter"
             ) from error
+        if verdict is not None and not all(isinstance(reason, str) and reason for reason in reasons):
+            raise ConfigError(
+                f"filter.plugins: {name!r} returned {verdict!r} for row {identity}; a filter returns None to let a row "
+                "pass, or the reason why not: a text, or a list of texts"
+            )
+        return None if verdict is None else reasons
 
     return check
 
