@@ -219,6 +219,40 @@ def test_what_no_row_can_have_is_not_asked_for(
         check_stages(settings, {"execute": execute, "score": {"signals": False}})
 
 
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("score >", "cannot be read"),
+        ("judge_score > 0.5", r"'judge_score', since the stage 'judge' is off"),
+        ("sql_quality.joins < 3", r"'sql_quality'; set `score\.signals: true`"),
+        ("variant_match == 3", r"'variant_match'; set `execute\.variants`"),
+        ("agreement >= 0.5", r"'agreement'; set `filter\.vote`"),
+        ("reject_reason is None", "not known before all checks are made"),
+    ],
+)
+def test_an_expression_is_checked_before_anything_is_asked(expression: str, message: str) -> None:
+    """What cannot be read, or names a field that no row will have, is an error of the config: before a token is spent."""
+    stages = {"execute": EXECUTE, "score": {"signals": False}, "judge": None}
+    with pytest.raises(ConfigError, match=message):
+        check_stages({"expression": expression}, stages)
+
+
+def test_lengths_that_no_row_can_have(tmp_path: Path) -> None:
+    """A least length above the greatest is an error of the config."""
+    with pytest.raises(ConfigError, match=r"filter\.min_chars: found 9, which is more than max_chars \(3\)"):
+        check_stages({"min_chars": 9, "max_chars": 3}, {"execute": EXECUTE, "score": {"signals": False}})
+
+
+def test_an_expression_may_use_the_votes_agreement(tmp_path: Path) -> None:
+    """The vote is held before the checks, so that `agreement` is there for them."""
+    signatures = ["x", "x", "y"]
+    rows = [row(1, exec_pass=True, result_signature=one, sample_index=number) for number, one in enumerate(signatures)]
+    check_stages({"vote": {}, "expression": "agreement > 0.5"}, {"execute": EXECUTE, "score": {"signals": False}})
+    kept, rejected = sift(tmp_path, rows, vote={}, expression="agreement > 0.5")
+    assert [item["agreement"] for item in kept] == [0.666667, 0.666667]
+    assert rejected[0]["reject_reasons"] == ["expression", "outvoted"]
+
+
 def test_what_rows_can_have_is_asked_for() -> None:
     """With the stages set as the checks need them nothing is said."""
     settings = {"require": ["variant_match"], "reject": ["used_clock", "cross_join"], "reject_classes": ["timeout"]}
@@ -280,6 +314,10 @@ def test_expressions(text: str, passes: bool) -> None:
         "eval('1')",
         "len(sql, key=1)",
         "{'a': 1}",
+        "matches(sql, '(')",
+        "gold_match == true",
+        "not " * 300 + "exec_pass",
+        "+".join(["score"] * 300) + " > 0",
     ],
 )
 def test_what_the_language_has_not(text: str) -> None:
@@ -288,7 +326,10 @@ def test_what_the_language_has_not(text: str) -> None:
         Expression(text)
 
 
-@pytest.mark.parametrize("text", ["sql.__class__ is None", "9**9**9 > 1", "sql * 10**9 == ''", "1 / 0 == 1", "sql < 3"])
+@pytest.mark.parametrize(
+    "text",
+    ["sql.__class__ is None", "9**9**9 > 1", "sql * 10**9 == ''", "1 / 0 == 1", "sql < 3", "'%1000000000d' % 1 == ''"],
+)
 def test_what_goes_wrong_on_a_row(text: str) -> None:
     """An expression that cannot be evaluated rejects the row under its own name; nothing is reached or blown up."""
     assert Expression(text)(row()) == "expression_error"
@@ -418,6 +459,7 @@ ENTRY_POINTS = """
 no_star = shop_checks:no_star
 failing = shop_checks:failing
 broken = shop_checks:missing
+telling = shop_checks:telling
 [potstill.scorers]
 brevity = shop_checks:brevity
 silent = shop_checks:silent
@@ -431,7 +473,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = site / "shop_checks-1.0.dist-info"
     metadata.mkdir(parents=True)
     (site / "shop_checks.py").write_text(
-        example() + "\n\ndef failing(settings):\n    return lambda row: row['absent']\n"
+        example() + "\n\ndef telling(settings):\n    return lambda row: settings['verdict']\n"
+        "\n\ndef failing(settings):\n    return lambda row: row['absent']\n"
         "\n\ndef silent(settings):\n    return lambda row: None\n"
     )
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shop-checks\nVersion: 1.0\n")
@@ -454,6 +497,31 @@ def test_a_users_filter_that_fails(tmp_path: Path) -> None:
     """A filter that raises stops the job, with its name and the row's."""
     with pytest.raises(ConfigError, match="'failing' failed on row s1: KeyError"):
         sift(tmp_path, [row(1)], plugins=[{"name": "failing"}])
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize("verdict", [True, False, 1, "", [2], {"a": 1}.items()])
+def test_a_users_filter_that_says_what_is_no_reason(tmp_path: Path, verdict: Any) -> None:
+    """A filter that returns a truth value, a number or an empty text stops the job and hears what it may return."""
+    with pytest.raises(ConfigError, match=r"'telling' (returned|failed).* row s1"):
+        sift(tmp_path, [row(1)], plugins=[{"name": "telling", "settings": {"verdict": verdict}}])
+
+
+@pytest.mark.usefixtures("package")
+def test_a_users_filter_may_give_several_reasons(tmp_path: Path) -> None:
+    """A list of texts stands in the row's reasons in its order; an empty one lets the row pass."""
+    _, rejected = sift(tmp_path, [row(1)], plugins=[{"name": "telling", "settings": {"verdict": ["a", "b"]}}])
+    assert rejected[0]["reject_reasons"] == ["a", "b"]
+    kept, _ = sift(tmp_path, [row(1)], plugins=[{"name": "telling", "settings": {"verdict": []}}])
+    assert kept
+
+
+@pytest.mark.usefixtures("package")
+def test_a_scorer_never_writes_over_a_field_of_ours(tmp_path: Path) -> None:
+    """A scorer's field must not be one that potstill adds, such as the statement itself."""
+    scorers = [{"name": "brevity", "field": "sql", "settings": {"chars": 30}}]
+    with pytest.raises(ConfigError, match="the field 'sql' is one of potstill's"):
+        score(tmp_path, [row(**GOLD)], scorers=scorers)
 
 
 @pytest.mark.usefixtures("package")

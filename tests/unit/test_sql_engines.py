@@ -236,11 +236,12 @@ def test_gold_that_the_clock_decides_is_run_anew(postgres: str, tmp_path: Path) 
 
 def test_a_superuser_is_refused(postgres: str, tmp_path: Path) -> None:
     """A role that may do anything is not used for statements that nobody has read."""
-    rows = execute(
-        tmp_path, [("SELECT 1", "SELECT 1")], engine="postgresql", database=postgres.replace("reader", "owner")
-    )
+    database = postgres.replace("reader", "owner")
+    rows = execute(tmp_path, [("SELECT 1", None)], engine="postgresql", database=database)
     assert (rows[0]["exec_pass"], rows[0]["gold_match"]) == (False, None)
     assert "superuser" in rows[0]["exec_error"]
+    with pytest.raises(ConfigError, match=r"execute\.database: not one gold query.*the role is a superuser"):
+        execute(tmp_path, [("SELECT 1", "SELECT 1")], engine="postgresql", database=database)
 
 
 @pytest.mark.parametrize("text", ["host=h password=x", "postgresql://me:secret@h/db"])
@@ -252,8 +253,10 @@ def test_a_password_in_the_config_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_not_there_is_an_error_of_the_rows(tmp_path: Path) -> None:
-    """No connection, no verdict: the class is that of a missing database."""
+    """No connection, no verdict: the class is that of a missing database, and the audit stops a run before it asks."""
     pytest.importorskip("psycopg")
     database = "host=127.0.0.1 port=1 dbname=x user=y"
-    rows = execute(tmp_path, [("SELECT 1", "SELECT 1")], engine="postgresql", database=database)
+    rows = execute(tmp_path, [("SELECT 1", None)], engine="postgresql", database=database)
     assert (rows[0]["exec_error_class"], rows[0]["gold_match"]) == ("no_such_database", None)
+    with pytest.raises(ConfigError, match=r"execute\.database: not one gold query.*connection"):
+        execute(tmp_path, [("SELECT 1", "SELECT 1")], engine="postgresql", database=database)

@@ -533,7 +533,7 @@ def test_the_audit_counts_and_keeps_results(tmp_path: Path, database: Path) -> N
     assert (counts.rows, counts.distinct, counts.bad, dict(counts.statuses)) == (7, 5, 3, wanted)
     summary = json.loads((tmp_path / "gold.json").read_text())
     assert summary["statuses"] == wanted
-    assert summary["databases"] == {"one.sqlite": {name: 1 for name in wanted if name != "missing"}}
+    assert summary["databases"] == {"one.sqlite": wanted}
     keys = [line["gold_key"] for line in read_rows(tmp_path / "gold.jsonl")]
     assert keys == sorted(keys)
     with GoldFile(tmp_path / "gold.jsonl") as file:
@@ -656,3 +656,88 @@ def test_a_time_limit_is_a_time(seconds: Any, tmp_path: Path, database: Path) ->
     """No time, and time without end, are refused."""
     with pytest.raises(ConfigError, match="above 0"):
         run(tmp_path, [{"sql": "SELECT 1"}], database=str(database), timeout_s=seconds)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max-rows", "0"], "--max-rows: found 0, allowed is 1 or more"),
+        (["--workers", "0"], "--workers: found 0, allowed is 1 to 64"),
+        (["--variants", "101"], "--variants: found 101, allowed is 0 to 100"),
+        (["--float-rel-tol", "nan"], "--float-rel-tol: found nan, allowed is 0 or more"),
+        (["--float-abs-tol", "-1"], "--float-abs-tol: found -1, allowed is 0 or more"),
+    ],
+)
+def test_flags_have_the_bounds_of_the_config(
+    flags: list[str], message: str, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A number that a config could not have is a usage error of the command line."""
+    words = ["execute", "--input", "x.jsonl", "--output", "y.jsonl", "--database", str(database)]
+    with pytest.raises(SystemExit) as caught:
+        main([*words, *flags])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_wrong_database_field_is_an_error_of_the_command(tmp_path: Path, database: Path) -> None:
+    """Where no row has the field with the database's id, that is said once, and no row is blamed."""
+    with pytest.raises(InputError, match=r"no row has the field 'dbid'.*--database-field"):
+        run(tmp_path, [{"db_id": "one", "sql": "SELECT 1"}], database_dir=str(database.parent), database_field="dbid")
+
+
+def test_a_gold_field_that_no_row_has_is_said(
+    tmp_path: Path, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows without gold are executed; a command that finds none at all says so."""
+    source = tmp_path / "rows.jsonl"
+    source.write_bytes(dumps({"sql": "SELECT 1", "gold": "SELECT 1"}))
+    words = ["execute", "--input", str(source), "--output", str(tmp_path / "out.jsonl"), "--database", str(database)]
+    assert main([*words, "--gold-field", "golden"]) == 0
+    assert "no row has a gold query in its field 'golden'" in capsys.readouterr().err
+    assert main([*words, "--gold-field", "gold"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_an_engine_without_its_package_is_an_error_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing is named with its cure; no worker process dies of it in a row's name."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs the package psycopg.*pip install 'potstill\[postgresql\]'"):
+        run(tmp_path, [{"sql": "SELECT 1"}], engine="postgresql", database="dbname=x")
+
+
+def audit(tmp_path: Path, rows: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
+    """Audit some rows and return the summary."""
+    source = tmp_path / "chunk.jsonl"
+    source.write_bytes(b"".join(map(dumps, rows)))
+    audit_gold([source], tmp_path / "gold.jsonl", tmp_path / "gold.json", settings=settings)
+    summary: dict[str, Any] = json.loads((tmp_path / "gold.json").read_text())
+    return summary
+
+
+def test_the_audit_tells_which_rows_have_no_gold(tmp_path: Path, database: Path) -> None:
+    """Missing gold is counted per database, and the first rows without it are named, with what stands there instead."""
+    rows: list[dict[str, Any]] = [{"sample_id": f"s{number}", "db_id": "one"} for number in range(5)]
+    rows[1]["gold_sql"], rows[2]["gold_sql"] = None, ["SELECT 1"]
+    summary = audit(tmp_path, [*rows, {"db_id": "one", "gold_sql": "SELECT 1"}], database_dir=str(database.parent))
+    assert summary["databases"] == {"one": {"missing": 5, "ok": 1}}
+    assert [(item["sample_id"], item["error"]) for item in summary["bad_examples"]] == [
+        ("s0", "the row has no field 'gold_sql'"),
+        ("s1", "'gold_sql' is null"),
+        ("s2", "'gold_sql' is no text but list"),
+    ]
+    with pytest.raises(InputError, match=r"missing 5.*one: missing \(the row has no field 'gold_sql'\): sample_id s0"):
+        audit(tmp_path, rows, database_dir=str(database.parent), on_bad_gold="fail")
+
+
+def test_the_audit_stops_where_no_row_leads_to_a_database(tmp_path: Path, database: Path) -> None:
+    """A wrong field or folder of databases is found before a token is spent; a wrong id is its row's own trouble."""
+    folder = str(database.parent)
+    rows = [{"db_id": "two", "gold_sql": "SELECT 1"}, {"db_id": "three", "gold_sql": "SELECT 1"}]
+    with pytest.raises(ConfigError, match=r"execute\.database_field: no row has the field 'dbid'"):
+        audit(tmp_path, rows, database_dir=folder, database_field="dbid")
+    with pytest.raises(ConfigError, match=r"execute\.database_dir: not one gold query could be run: no database 'two'"):
+        audit(tmp_path, rows, database_dir=folder)
+    summary = audit(tmp_path, [*rows, {"db_id": "one", "gold_sql": "SELECT 1"}], database_dir=folder)
+    assert summary["statuses"] == {"error": 2, "ok": 1}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="rows with a statement each")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the rows with what became of them")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--database", metavar="FILE", help="the database of all rows")
+    where.add_argument(
+        "--database", metavar="FILE", help="the database of all rows: a file, or a connection string for postgresql"
+    )
     where.add_argument(
         "--database-dir", metavar="DIR", help="a folder with {db_id}/{db_id}.sqlite or {db_id}.sqlite per row's id"
     )
@@ -36,19 +41,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", dest="timeout_s", type=float, default=5.0, metavar="S", help="seconds per statement (default: 5)"
     )
-    parser.add_argument("--max-rows", type=int, metavar="N", help="rows of a result (default: 100000)")
+    parser.add_argument("--max-rows", type=_whole(1), metavar="N", help="rows of a result (default: 100000)")
     parser.add_argument("--clock", metavar="TIME", help='what `now` means (default: "2025-01-01 00:00:00")')
     parser.add_argument(
         "--workers",
-        type=int,
+        type=_whole(1, 64),
         default=_usable_cores(),
         metavar="N",
         help="worker processes (default: one per core, to 4)",
     )
     parser.add_argument(
-        "--variants", type=int, default=0, metavar="K", help="run each match on K changed copies of its database too"
+        "--variants",
+        type=_whole(0, 100),
+        default=0,
+        metavar="K",
+        help="run each match on K changed copies of its database too",
     )
     _add_comparison(parser.add_argument_group("comparison"))
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a reader of whole numbers within bounds, those of the same key in a config."""
+
+    def read(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            bounds = f"{least} or more" if most is None else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"found {value}, allowed is {bounds}")
+        return value
+
+    read.__name__ = "whole number"  # argparse's word for what cannot be read as one
+    return read
+
+
+def _tolerance(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text}, allowed is 0 or more")
+    return value
+
+
+_tolerance.__name__ = "tolerance"
 
 
 def _usable_cores() -> int:
@@ -67,8 +100,8 @@ def _add_comparison(group: argparse._ArgumentGroup) -> None:
         "--extra-columns", action="store_true", default=None, help="columns beyond gold's are passed over"
     )
     group.add_argument("--empty-width", choices=("compare", "ignore"), help="width of two empty results")
-    group.add_argument("--float-rel-tol", type=float, metavar="X", help="relative tolerance of real numbers")
-    group.add_argument("--float-abs-tol", type=float, metavar="X", help="absolute tolerance of real numbers")
+    group.add_argument("--float-rel-tol", type=_tolerance, metavar="X", help="relative tolerance of real numbers")
+    group.add_argument("--float-abs-tol", type=_tolerance, metavar="X", help="absolute tolerance of real numbers")
     group.add_argument("--numeric-text", action="store_true", default=None, help="text '1' equals the number 1")
 
 
@@ -85,4 +118,6 @@ def run(args: argparse.Namespace) -> int:
         f"{counts.gold_mismatch} do not, {counts.rows - counts.gold_match - counts.gold_mismatch} without usable gold"
         + (f"; errors: {classes}" if classes else "")
     )
+    if counts.rows and counts.gold_statuses["missing"] == counts.rows:
+        print(f"no row has a gold query in its field {args.gold_field!r} (--gold-field)", file=sys.stderr)
     return 0

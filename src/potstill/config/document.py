@@ -56,6 +56,8 @@ def _type(schema: Mapping[str, Any]) -> str:
         return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
     if branches := schema.get("anyOf") or schema.get("oneOf"):
         return " or ".join(_type(branch) for branch in branches)
+    if schema.get("type") == "array" and "enum" in schema.get("items", {}):
+        return f"list of {_type(schema['items'])}"
     kinds = schema.get("type", "any")
     return " or ".join([kinds] if isinstance(kinds, str) else kinds) + _range(schema)
 

@@ -27,7 +27,15 @@ _MAX_MATCHED_CHARS = 100_000
 _MAX_DEPTH = 100
 _MAX_QUOTED_CHARS = 120
 #: As other languages write them.
-_CONSTANTS = {"true": "True", "false": "False", "null": "None", "none": "None", "TRUE": "True", "FALSE": "False", "NULL": "None"}
+_CONSTANTS = {
+    "true": "True",
+    "false": "False",
+    "null": "None",
+    "none": "None",
+    "TRUE": "True",
+    "FALSE": "False",
+    "NULL": "None",
+}
 
 
 def _length(value: Any) -> int:

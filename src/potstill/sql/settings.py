@@ -10,7 +10,7 @@ from typing import Any
 
 from potstill.errors import ConfigError
 from potstill.sql.databases import Databases
-from potstill.sql.engines import engine_class
+from potstill.sql.engines import check_installed, engine_class
 from potstill.sql.limits import VM_STEPS_PER_SECOND, Limits
 from potstill.sql.policy import Policy, make_policy
 from potstill.sql.pool import Host, Pool
@@ -57,8 +57,9 @@ class ExecuteSettings:
         """Return the lookup of databases.
 
         Raises:
-            ConfigError: When the config names none, or one that does not exist.
+            ConfigError: When the config names none, or one that does not exist, or the engine is not installed.
         """
+        check_installed(self.engine)
         return Databases(
             suffixes=engine_class(self.engine).suffixes,
             database=self.database,

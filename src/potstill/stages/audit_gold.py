@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from potstill.errors import InputError
+from potstill.errors import ConfigError, InputError
 from potstill.records import Row
 from potstill.rows import dumps, publish, publish_json, read_rows
 from potstill.sql.admission import admit
@@ -30,6 +30,8 @@ from potstill.stages.execute import gold_of
 
 #: Bad gold queries that are quoted in the summary, and in the error of `on_bad_gold: fail`.
 MAX_EXAMPLES = 20
+#: Of these, rows without a gold query: one is much like another.
+MAX_MISSING_EXAMPLES = 3
 _SHOWN_IN_ERROR = 3
 
 
@@ -42,8 +44,9 @@ class AuditCounts:
         distinct: Distinct gold queries.
         statuses: Status -> distinct gold queries; `missing` counts rows.
         unstable: Usable gold queries of whose result something was left to chance.
-        databases: Database -> status -> distinct gold queries.
+        databases: Database -> status -> distinct gold queries; `missing` counts rows.
         examples: Some of the bad ones.
+        homeless: Distinct gold queries whose database was not found, or could not be opened.
     """
 
     rows: int = 0
@@ -52,6 +55,7 @@ class AuditCounts:
     unstable: int = 0
     databases: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     examples: list[Row] = field(default_factory=list)
+    homeless: int = 0
 
     @property
     def bad(self) -> int:
@@ -64,9 +68,24 @@ class AuditCounts:
         self.statuses[gold.status] += 1
         self.databases[database][gold.status] += 1
         self.unstable += gold.usable and gold.unstable
+        self.homeless += gold.error_class == "no_such_database"
         if not gold.usable and len(self.examples) < MAX_EXAMPLES:
             self.examples.append(
                 {"database": database, "gold_sql": sql, "gold_status": gold.status, "error": gold.error}
+            )
+
+    def add_missing(self, database: str, row: Row, gold_field: str | None) -> None:
+        """Count a row without a gold query."""
+        self.statuses["missing"] += 1
+        self.databases[database]["missing"] += 1
+        if gold_field and self.statuses["missing"] <= MAX_MISSING_EXAMPLES and len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(
+                {
+                    "database": database,
+                    "sample_id": row.get("sample_id"),
+                    "gold_status": "missing",
+                    "error": _explain_missing(row, gold_field),
+                }
             )
 
 
@@ -92,6 +111,7 @@ def audit_gold(
 
     Raises:
         ConfigError: When the databases are not where the config says.
+        ConfigError: When not one row leads to a database.
         InputError: With `on_bad_gold: fail`, when a gold query cannot judge an answer.
     """
     config = read_settings(settings)
@@ -101,6 +121,8 @@ def audit_gold(
         store = stack.enter_context(_Store())
         audit = _Audit(config, databases, pool, store)
         audit.run(row for chunk in chunks for row in read_rows(chunk))
+        if audit.counts.rows:
+            _check_databases(audit, config)
         if config.on_bad_gold == "fail" and audit.counts.bad:
             raise InputError(_explain_bad(audit.counts, config))
         with publish(output_jsonl) as out:
@@ -195,6 +217,7 @@ class _Audit:
         self._dialect = config.dialect
         self._asked: deque[_Query] = deque()
         self.counts = AuditCounts()
+        self.has_databases = False
 
     def run(self, rows: Iterable[Row]) -> None:
         """Run the gold query of each row, each distinct one once."""
@@ -206,8 +229,9 @@ class _Audit:
             self.counts.rows += 1
             sql = gold_sql_of(row, self._config)
             name = database_name(row, self._config)
+            self.has_databases |= self._databases.shared is not None or row.get(self._config.database_field) is not None
             if sql is None:
-                self.counts.statuses["missing"] += 1
+                self.counts.add_missing(name, row, self._config.gold_field)
                 continue
             query = _Query(gold_key(name, sql), name, sql)
             if not self._store.is_new(query.key):
@@ -224,6 +248,35 @@ class _Audit:
     def _keep(self, query: _Query, gold: Gold) -> None:
         self.counts.add(query.database, query.sql, gold)
         self._store.put(query.key, dumps(to_line(*query, gold)))
+
+
+def _check_databases(audit: _Audit, config: ExecuteSettings) -> None:
+    """Raise where not one row leads to a database: the rows are not to blame, and no token is to be spent.
+
+    Raises:
+        ConfigError: Naming the key, and what was found.
+    """
+    counts = audit.counts
+    if not audit.has_databases:
+        raise ConfigError(
+            f"execute.database_field: no row has the field {config.database_field!r}; name the field with the "
+            "database's id, or give the one database of all rows as execute.database"
+        )
+    if counts.distinct and counts.homeless == counts.distinct and not counts.statuses["missing"]:
+        error = next(example["error"] for example in counts.examples if example["gold_status"] != "missing")
+        where = "database_dir" if config.database_dir is not None else "database"
+        raise ConfigError(
+            f"execute.{where}: not one gold query could be run: {error}; mend it before anything is asked"
+        )
+
+
+def _explain_missing(row: Row, gold_field: str) -> str:
+    if gold_field not in row:
+        return f"the row has no field {gold_field!r}"
+    value = row[gold_field]
+    if value is None or isinstance(value, str):
+        return f"{gold_field!r} is {'null' if value is None else 'empty'}"
+    return f"{gold_field!r} is no text but {type(value).__name__}"
 
 
 def _summary(counts: AuditCounts, config: ExecuteSettings) -> dict[str, Any]:
@@ -243,7 +296,8 @@ def _summary(counts: AuditCounts, config: ExecuteSettings) -> dict[str, Any]:
 
 def _explain_bad(counts: AuditCounts, config: ExecuteSettings) -> str:
     shown = "; ".join(
-        f"{example['database']}: {example['gold_status']} ({example['error']}): {example['gold_sql'][:120]}"
+        f"{example['database']}: {example['gold_status']} ({example['error']}): "
+        f"{example['gold_sql'][:120] if 'gold_sql' in example else 'sample_id ' + str(example['sample_id'])}"
         for example in counts.examples[:_SHOWN_IN_ERROR]
     )
     statuses = ", ".join(

@@ -126,6 +126,9 @@ def make_cleaner(settings: dict[str, Any]) -> Cleaner:
     kind = settings.get("kind", "sql")
     if kind not in KINDS:
         raise ConfigError(f"clean.kind: found {kind!r}, allowed are {', '.join(KINDS)}")
+    for key, its_kind in (("transpile_to", "sql"), ("language", "code")):
+        if settings.get(key) and kind != its_kind:
+            raise ConfigError(f"clean.{key}: means something with kind {its_kind} only, found {kind}; leave it out")
     if kind == "sql":
         return _sql_cleaner(settings)
     if kind == "code":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import InputError
-from potstill.rows import loads, numbered_lines, parse_row, publish
+from potstill.rows import loads, numbered_lines, parse_row, publish, read_rows
 from potstill.sql.databases import Databases
 from potstill.sql.evaluate import Gold
 from potstill.sql.executor import RowSetup, Verdict, killed_gold, killed_row, statement_key
@@ -89,10 +89,25 @@ def execute_rows(
                 f"{input}: no row has the field {config.sql_field!r}; run `potstill clean` first, "
                 "or name the field with the statement (execute.sql_field, --sql-field)"
             )
+        if gold_audit is None and databases.shared is None and _all_homeless(verdicts):
+            _check_field(input, config.database_field)
     counts = ExecuteCounts()
     for verdict, rows in verdicts.items():
         counts.add(Verdict(*verdict), rows)
     return counts
+
+
+def _all_homeless(verdicts: Counter[tuple[Any, ...]]) -> bool:
+    return bool(verdicts) and all(Verdict(*verdict).error_class == "no_such_database" for verdict in verdicts)
+
+
+def _check_field(input: Path, name: str) -> None:
+    """Raise where no row says which database is its own: it is the field that is wrong, not the rows."""
+    if not any(row.get(name) is not None for row in read_rows(input)):
+        raise InputError(
+            f"{input}: no row has the field {name!r}; name the field with the database's id "
+            "(execute.database_field, --database-field), or give the one database of all rows (--database)"
+        )
 
 
 @contextmanager

@@ -146,7 +146,9 @@ def check_stages(settings: Mapping[str, Any], stages: Mapping[str, Mapping[str, 
         raise ConfigError("filter.reject_classes: nothing is executed; set `execute`, or leave it out")
     least, most = settings.get("min_chars"), settings.get("max_chars")
     if least is not None and most is not None and least > most:
-        raise ConfigError(f"filter.min_chars: found {least}, which is more than max_chars ({most}); no row would be kept")
+        raise ConfigError(
+            f"filter.min_chars: found {least}, which is more than max_chars ({most}); no row would be kept"
+        )
     expression = _expression(settings.get("expression"))
     if expression is not None:
         _check_expression(expression.names, settings, stages)
@@ -179,9 +181,7 @@ def _check_expression(
             )
         section, key, cure = _ON_DEMAND.get(name, (None, "", ""))
         if section is not None and not _is_set(sections.get(section), key):
-            raise ConfigError(
-                f"filter.expression: no row has the field {name!r}; set `{cure}`, or leave the field out"
-            )
+            raise ConfigError(f"filter.expression: no row has the field {name!r}; set `{cure}`, or leave the field out")
 
 
 def _is_set(section: Mapping[str, Any] | None, key: str) -> bool:
@@ -380,17 +380,17 @@ def _named(name: str, plugin: Filter) -> Filter:
         identity = row.get("sample_id")
         try:
             verdict = plugin(row)
-            reasons = [verdict] if verdict is None or isinstance(verdict, str) else list(verdict)
+            reasons = [] if verdict is None else [verdict] if isinstance(verdict, str) else list(verdict)
         except Exception as error:  # a user's code may raise anything
             raise ConfigError(
                 f"filter.plugins: {name!r} failed on row {identity}: {error!r}; mend the filter"
             ) from error
-        if verdict is not None and not all(isinstance(reason, str) and reason for reason in reasons):
+        if not all(isinstance(reason, str) and reason for reason in reasons):
             raise ConfigError(
                 f"filter.plugins: {name!r} returned {verdict!r} for row {identity}; a filter returns None to let a row "
                 "pass, or the reason why not: a text, or a list of texts"
             )
-        return None if verdict is None else reasons
+        return reasons
 
     return check
 

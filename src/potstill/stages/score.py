@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from potstill.errors import ConfigError
 from potstill.filters import Scorer, load_scorer
 from potstill.judge.scores import join_score
-from potstill.records import Row
+from potstill.records import ADDED_FIELDS, Row
 from potstill.rows import publish, read_rows
 
 
@@ -78,8 +78,11 @@ def score_rows(input: Path, output: Path, *, settings: dict[str, Any]) -> ScoreC
 
 def _load(item: Mapping[str, Any]) -> _Weighted:
     name = item["name"]
+    own = item.get("field") or name
+    if own in ADDED_FIELDS:
+        raise ConfigError(f"score.scorers: {name!r}: the field {own!r} is one of potstill's; give another (field: …)")
     scorer = load_scorer(name, item.get("settings") or {})
-    return _Weighted(name, item.get("field") or name, float(item.get("weight", 0.0)), scorer)
+    return _Weighted(name, own, float(item.get("weight", 0.0)), scorer)
 
 
 def _base(row: Row, settings: Mapping[str, Any], counts: ScoreCounts, *, needed: bool) -> float | None:

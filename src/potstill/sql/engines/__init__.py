@@ -8,6 +8,8 @@ threads.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from typing import Any, ClassVar, Protocol, cast
 
 from potstill.errors import ConfigError
@@ -66,6 +68,24 @@ def engine_class(name: str) -> Any:
         raise ConfigError(f"execute.engine: no engine {name!r}; engines are {', '.join(ENGINES)}")
     module, _, attribute = ENGINES[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+#: Engines that need a package of their own: its module, and the extra that installs it.
+_PACKAGES = {"postgresql": ("psycopg", "postgresql")}
+
+
+def check_installed(name: str) -> None:
+    """Check that what an engine needs is there, before a worker process dies of it.
+
+    Raises:
+        ConfigError: Saying what to install.
+    """
+    module, extra = _PACKAGES.get(name, (None, None))
+    if module is not None and importlib.util.find_spec(module) is None:
+        raise ConfigError(
+            f"execute.engine: {name} needs the package {module}, which is not installed here ({sys.prefix}); "
+            f"pip install 'potstill[{extra}]'"
+        )
 
 
 def make_engine(name: str, limits: Limits) -> Engine:
