@@ -498,6 +498,10 @@ def write_log(plan: Plan) -> None:
         write_run_log(folder)
 
 
+def _first_counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in list(counts.items())[:6])
+
+
 def describe_results(plan: Plan, folder: Path | None = None) -> str:
     """Say in a few lines what came out, for each model, and where to look."""
     root = folder or Path(plan.folder)
@@ -510,8 +514,9 @@ def describe_results(plan: Plan, folder: Path | None = None) -> str:
         counts = ", ".join(
             f"{stats[name]} {name.replace('_', ' ')}" for name in ("kept", "rejected", "failed", "not_asked")
         )
-        reasons = ", ".join(f"{name} {count}" for name, count in list(stats["reject_reason_counts"].items())[:6])
-        lines.append(f"{alias}: {counts}" + (f" (rejected: {reasons})" if reasons else ""))
+        groups = (("rejected", "reject_reason_counts"), ("not asked", "not_asked_reason_counts"))
+        reasons = "; ".join(f"{word}: {found}" for word, key in groups if (found := _first_counts(stats[key])))
+        lines.append(f"{alias}: {counts}" + (f" ({reasons})" if reasons else ""))
         lines.append(
             f"  look at {root / alias}/: merged.jsonl, rejected.jsonl, failed.jsonl, stats.json, reports/, export/"
         )
