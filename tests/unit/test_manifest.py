@@ -61,8 +61,22 @@ def test_manifest_describes_each_stage(manifest: Path, tmp_path: Path) -> None:
     assert kept["files"]["teacher/merged.jsonl"]["sha256"] == hashlib.sha256(merged.read_bytes()).hexdigest()
     assert list(value["stages"]["prepared"]["files"]) == ["prepared/chunks/0001.jsonl", "prepared/chunks/0002.jsonl"]
     assert value["stages"]["prepared"]["count"] == 40
-    assert value["comparison_policy"]["timeout_s"] == 5
+    policy = value["comparison_policy"]
+    assert policy["limits"]["timeout_s"] == 5
+    assert (policy["preset"], policy["row_order"], policy["float_rel_tol"]) == ("strict", "auto", 1e-6)
     assert value["packages"]["orjson"]
+
+
+def test_the_manifest_states_each_knob_of_the_comparison(tmp_path: Path) -> None:
+    """A preset's name is resolved, and a knob that was given stands as given."""
+    config = make_config(["teacher"])
+    config["execute"]["comparison"] = {"preset": "bird", "duplicates": "bag"}
+    write_manifest(
+        tmp_path / "manifest.json", model="teacher", run_dir=tmp_path, stages={}, reports=[], sources={}, config=config
+    )
+    policy = json.loads((tmp_path / "manifest.json").read_text())["comparison_policy"]
+    assert (policy["preset"], policy["duplicates"], policy["row_order"]) == ("bird", "bag", "ignore")
+    assert policy["float_rel_tol"] == 0
 
 
 def test_manifest_of_the_same_results_has_the_same_run_id(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def write_manifest(
         "sources": {kind: _hash_sources(run_dir, paths) for kind, paths in sources.items()},
         "config": config,
         "config_sha256": sha256_text(canonical_json(config)),
-        "comparison_policy": config.get("execute"),
+        "comparison_policy": _describe_policy(config.get("execute")),
         "prices": prices,
         "code": {
             "potstill": __version__,
@@ -160,6 +161,25 @@ def write_manifest(
     manifest["run_id"] = identify_run(manifest)
     publish_json(output, manifest)
     return manifest
+
+
+def _describe_policy(execute: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return how results were compared: every knob as it held, since a preset's name alone says it for one version only."""
+    if execute is None:
+        return None
+    from potstill.sql.settings import read_settings
+
+    settings = read_settings(execute)
+    comparison = execute.get("comparison") or "strict"
+    return {
+        "engine": settings.engine,
+        "preset": comparison if isinstance(comparison, str) else comparison.get("preset", "strict"),
+        **settings.policy.as_dict(),
+        "on_bad_gold": settings.on_bad_gold,
+        "variants": settings.variants,
+        "variants_seed": settings.variants_seed,
+        "limits": asdict(settings.limits),
+    }
 
 
 def _hash_sources(run_dir: Path, paths: Iterable[Path]) -> dict[str, str]:
