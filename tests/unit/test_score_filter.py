@@ -227,12 +227,13 @@ def test_what_no_row_can_have_is_not_asked_for(
         ("sql_quality.joins < 3", r"'sql_quality'; set `score\.signals: true`"),
         ("variant_match == 3", r"'variant_match'; set `execute\.variants`"),
         ("agreement >= 0.5", r"'agreement'; set `filter\.vote`"),
+        ("len(cleaned) > 3", r"'cleaned': clean\.kind sql writes sql"),
         ("reject_reason is None", "not known before all checks are made"),
     ],
 )
 def test_an_expression_is_checked_before_anything_is_asked(expression: str, message: str) -> None:
     """What cannot be read, or names a field that no row will have, is an error of the config: before a token is spent."""
-    stages = {"execute": EXECUTE, "score": {"signals": False}, "judge": None}
+    stages = {"clean": {"kind": "sql"}, "execute": EXECUTE, "score": {"signals": False}, "judge": None}
     with pytest.raises(ConfigError, match=message):
         check_stages({"expression": expression}, stages)
 

@@ -179,6 +179,12 @@ def _check_expression(
             raise ConfigError(
                 f"filter.expression: no row has the field {name!r}, since the stage {switch!r} is off; set it, or leave the field out"
             )
+        clean = sections.get("clean")
+        if name in ("sql", "cleaned") and clean is not None and (name == "sql") != (clean.get("kind") == "sql"):
+            raise ConfigError(
+                f"filter.expression: no row has the field {name!r}: clean.kind {clean.get('kind')} writes "
+                f"{'cleaned' if name == 'sql' else 'sql'}"
+            )
         section, key, cure = _ON_DEMAND.get(name, (None, "", ""))
         if section is not None and not _is_set(sections.get(section), key):
             raise ConfigError(f"filter.expression: no row has the field {name!r}; set `{cure}`, or leave the field out")
