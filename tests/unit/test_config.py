@@ -12,6 +12,7 @@ from potstill.config.locate import workflow_root
 from potstill.config.run import complete_config, load_config
 from potstill.config.schema import load_schema
 from potstill.errors import ConfigError
+from potstill.sql.outcome import ERROR_CLASSES
 
 ROOT = workflow_root()
 
@@ -33,6 +34,12 @@ def test_a_minimal_config_is_completed_from_the_schema_alone(minimal: dict[str, 
     assert (config["execute"], config["clean"], config["score"]) == (None, None, None)
     assert config["filter"]["min_chars"] == 1
     assert config["generate"]["concurrency"] == 30
+
+
+def test_the_classes_of_the_schema_are_those_of_the_engines() -> None:
+    """`filter.reject_classes` takes every class that a statement can end with, and no other."""
+    classes = load_schema("config")["properties"]["filter"]["properties"]["reject_classes"]["items"]["enum"]
+    assert sorted(classes) == sorted(ERROR_CLASSES)
 
 
 def test_cleaning_and_scoring_come_with_execution(minimal: dict[str, Any]) -> None:
@@ -64,6 +71,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"execute": {}}, r"execute: give one of database .* found neither"),
     ({"execute": {"database_dir": "nowhere"}}, r"execute\.database_dir: nowhere: no such folder"),
     ({"execute": {"database": "shop.sqlite"}, "clean": None}, r"execute needs the field sql"),
+    (
+        {"execute": {"database": "shop.sqlite", "gold_field": None, "on_bad_gold": "skip"}},
+        r"execute\.on_bad_gold: skip: no row has gold \(execute\.gold_field: null\)",
+    ),
+    ({"filter": {"expression": "question >"}}, r"my\.yaml: filter\.expression: 'question >' cannot be read"),
+    ({"filter": {"expression": "score > 0.5"}}, r"filter\.expression: .*'score', since the stage 'score' is off"),
+    ({"filter": {"reject_classes": ["time_out"]}}, r"filter\.reject_classes\[0\]: found text 'time_out', allowed are"),
+    ({"clean": {"kind": "json", "language": "python"}}, r"clean\.language: means something with kind code only"),
     ({"output_dir": "sk-abcdefghijklmnop123"}, r"output_dir: this looks like a key; .*api_key_env"),
 ]
 
