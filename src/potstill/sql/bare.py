@@ -36,7 +36,7 @@ _OTHER = (
 )
 #: Where a statement may begin: a comment line and a block comment are skipped, they hold no statement.
 _BEGIN = re.compile(
-    rf"(?P<comment>^[ \t]*--[^\n]*|/\*.*?\*/)|(?P<query>(?<![A-Za-z0-9_.$@'-])(?:SELECT|WITH|VALUES)(?![\w'-]))|"
+    rf"(?P<comment>^[ \t]*--[^\n]*|/\*(?:[^*/]++|\*(?!/)|/(?!\*))*+\*/)|(?P<query>(?<![A-Za-z0-9_.$@'-])(?:SELECT|WITH|VALUES)(?![\w'-]))|"
     rf"(?P<other>^[ \t]*(?:[-*>]\s+|\d+[.)]\s+)?(?:[A-Za-z ]{{1,20}}:[ \t]*|[\"'`*]+)?(?P<verb>{_OTHER}))",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
@@ -58,7 +58,7 @@ _NEXT_SENTENCE = re.compile(
 )
 #: Arrows, signs and pictures that close a sentence.
 _SYMBOLS = re.compile(r"[\s\u2190-\u2bff\ufe0f\U0001f000-\U0001faff]+\Z")
-_STRONG_OPERATOR = re.compile(r"[=<>*(]|\.\w")
+_STRONG_OPERATOR = re.compile(r"[=<>*]|\((?!\d{1,2}\)\s)|\.\w")
 _UPPER_CLAUSE = re.compile(r"\ASELECT\b(?=.*\b(?:FROM|FORM|WHERE|JOIN|GROUP BY|ORDER BY|LIMIT)\b)", re.DOTALL)
 #: Full-width punctuation as the ASCII it stands for, blanks of other scripts as blanks; nothing changes its place.
 SAME_LENGTH = str.maketrans(
@@ -79,7 +79,7 @@ _BOTH_CASES = "|".join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BO
 _CONTINUES = re.compile(
     r"\s*(?:(?:WHERE|(?:GROUP|ORDER)(?=\s+BY)|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|"
     rf"ELSE|CASE|WINDOW|VALUES|FETCH)\b|(?-i:{_BOTH_CASES})\b"
-    r"|[),;]|\((?=\s*(?:SELECT|WITH|VALUES|[('\d]))|--|/\*)",
+    r"|[),;]|\((?!\d{1,2}\)\s+[A-Za-z])(?=\s*(?:SELECT|WITH|VALUES|[('\d]))|--|/\*)",
     re.IGNORECASE,
 )
 _PROSE_WORDS = (
@@ -87,10 +87,12 @@ _PROSE_WORDS = (
     "Make|Sorry|Finally|Step|Because|Since|Where|To|For|Each|All|My|My|Oops|No|Yes|Hope|Feel|As|By|And|Or|Then|Now|A|An|"
     "Explanation|Output|Result|Results|Returns|Answer|Good|Is|Thus|Therefore|First|Next|Also|Using|Given|Based|Assuming"
 )
+#: A line that is prose, whatever stands before it.
+_SENTENCE_START = re.compile(rf"(?:{_PROSE_WORDS}|I['’]\w+)\b[ ,]+\S|\*\*\w|#{{1,6}} \w")
 #: A line that is prose or markup, if what stands before it is complete.
 _PROSE_LINE = re.compile(
     rf"\n[ \t]*(?="
-    rf"[^\x00-\x7f]|#{{1,6}}[ \t]|\||[+][-=+]{{2,}}|[-=_*]{{3,}}[ \t]*\r?$|\*\*\w|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|"
+    rf"[^\x00-\x7f]|#{{1,6}}[ \t]|\||[+][-=+]{{2,}}|[-=_*]{{3,}}[ \t]*\r?$|\*\*\w|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|\(\d{{1,2}}\)[ \t]+[A-Za-z]|"
     rf"``+|`[ \t]*\r?$|~~~|</?[A-Za-z]|>|\[\(|"
     rf"[A-Za-z][\w()/' ]{{0,40}}[:：](?!:)(?:\s|$)|(?-i:SQL|EOF|EOS)[ \t]*\r?$|"
     rf"(?-i:SQLResult|Explanation|Question|Human|User|Assistant)\b|(?-i:{_PROSE_WORDS})\b[ ,]|"
@@ -99,6 +101,7 @@ _PROSE_LINE = re.compile(
     rf"(?:sqlite|mysql|postgres|[\w-]+=[>#]|\$)[>#]?[ \t])",
     re.IGNORECASE | re.MULTILINE,
 )
+_TITLE_CASE = re.compile(r"[A-Z][a-z]+\b")
 _PARAGRAPH = re.compile(r"\r?\n[ \t]*\r?\n\s*")
 _RESTART = re.compile(r"\n[ \t]*(?=(?:SELECT|WITH\s+\w+\s+AS\s*\()(?!\w))", re.IGNORECASE)
 #: A query is part of the statement when one of these stands before it.
@@ -395,9 +398,16 @@ _MAX_BOUNDARIES = 40
 
 def _boundaries(region: str) -> list[int]:
     lines = (match.start() for match in _PROSE_LINE.finditer(region))
-    paragraphs = (match.start() for match in _PARAGRAPH.finditer(region) if not _CONTINUES.match(region, match.end()))
+    paragraphs = (match.start() for match in _PARAGRAPH.finditer(region) if not _continues(region, match.end()))
     places = {place for places in (lines, paragraphs, _restarts(region)) for place in islice(places, _MAX_BOUNDARIES)}
     return sorted(places)[:_MAX_BOUNDARIES]
+
+
+def _continues(region: str, place: int) -> bool:
+    """Say whether a paragraph may go on with the statement: `Values are …` does not, where its own words are no `Select`."""
+    if _CONTINUES.match(region, place) is None:
+        return False
+    return _TITLE_CASE.match(region, place) is None or _TITLE_CASE.match(region) is not None
 
 
 def _restarts(region: str) -> Iterator[int]:
@@ -482,9 +492,23 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
             return _End(start + head, start + head, False, True)
     if left_open == "literal" and _MISQUOTED.search(region[-400:]):
         return whole
+    paragraph = _prose_paragraph(region)
+    if paragraph is not None:
+        head = region[:paragraph].rstrip(BLANKS)
+        return _End(start + len(head), start + paragraph, is_truncated(head, dialect), False)
     if left_open or verdict.kind == "incomplete" or _DANGLING.search(region[-20:]):
         return whole._replace(truncated=not terminated)
     return whole
+
+
+def _prose_paragraph(region: str) -> int | None:
+    """Return where a paragraph of prose begins behind a statement that does not parse, as one cut off or of another dialect."""
+    for match in islice(_PARAGRAPH.finditer(region), _MAX_BOUNDARIES):
+        line = region[match.end() : match.end() + 200].split("\n", 1)[0]
+        prose = _SENTENCE_START.match(line) and not _continues(region, match.end())
+        if prose and unfinished(region[: match.start()]) not in ("literal", "comment"):
+            return match.start()
+    return None
 
 
 def _without_tail(region: str, dialect: str) -> str:
@@ -643,6 +667,16 @@ def reads_as_query(sql: str) -> bool:
     if word == "WITH":
         return True
     return word == "VALUES" or _OPERATOR.search(sql) is not None or (sql.lstrip()[:6].isupper() and _complete(sql))
+
+
+def is_mention(text: str, found: Found) -> bool:
+    """Say whether a sentence speaks of a statement in quotes or code marks and goes on: `The query "…" would return`."""
+    before = _line_before(text, found.start).rstrip()
+    after = text[found.end : found.end + 40].partition("\n")[0].lstrip("`\"'*”’ ")
+    if before[-1:] not in ("`", '"', "'", "“", "‘"):
+        return False
+    before = before.rstrip("`\"'*“‘ ")
+    return bool(before) and before[-1].isalnum() and after[:1].isalpha()
 
 
 def strip_prompts(text: str) -> str:
