@@ -61,7 +61,7 @@ _YAML_BLOCK = re.compile(
 _FOLDED = re.compile(r"(?<!\n)\n(?![ \n])")
 
 _STRING_START = re.compile(
-    r"(?P<quote>\"\"\"|'''|#\"|`|\"|')(?=[\s(\\n]*(?:--[^\n]*\n\s*)?(?:SELECT|WITH|VALUES)\b)", re.IGNORECASE
+    r"(?P<quote>\"\"\"|'''|#\"|`|\"|')(?=[\s(\\n]*(?:--[^\n]{0,300}\n\s*)?(?:SELECT|WITH|VALUES)\b)", re.IGNORECASE
 )
 #: How a program goes on with the same string: `"…" + "…"`, `"…" "…"`, `sql += "…"`, `sb.append("…")`.
 _GOES_ON = (
@@ -79,7 +79,7 @@ _PIECES = re.compile(rf"[\"']\s*\+\s*[rf]?[\"']|\+=\s*[rf]?[\"']|{_LISTED.patter
 def in_tags(text: str, read: Reader, *, at_most: int) -> str | None:
     r"""Return the statement in the last tag (`<answer>`, `<sql>`, `\boxed{}` …) that holds one."""
     if "\\boxed" in text:
-        for match in reversed(list(_BOXED.finditer(text))[-20:]):
+        for match in reversed(list(_BOXED.finditer(text))[-at_most:]):
             found = read(_boxed(text, match.end()))
             if found:
                 return found
