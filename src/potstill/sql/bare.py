@@ -144,6 +144,9 @@ _PROMPT = re.compile(
     r"^[ \t]*(?:sqlite>|mysql>|MariaDB \[[^\]]*\]>|[\w-]+=[>#]|duckdb>|D|SQL>|\d+>|>>>|>)[ \t]+(?=\S)", re.MULTILINE
 )
 _PROMPT_GO_ON = re.compile(r"^[ \t]*(?:\.\.\.>|->|[\w-]+[-('][>#]|\d+>|\d{1,3} (?= )|·|‣|\.\.\.)[ \t]?", re.MULTILINE)
+_SPAN_LINES = re.compile(
+    r"^[ \t]*`(?:SELECT|WITH)\b[^`\n]*`[ \t]*(?:\n[ \t]*`[^`\n]+`[ \t]*$)+", re.IGNORECASE | re.MULTILINE
+)
 #: A listing: each line with its number, and a bar, a colon or blanks behind it.
 _LINE_NUMBER = re.compile(r"^[ \t]*\d{1,3}(?:[ \t]*[|:│][ \t]?|[ \t]|$)", re.MULTILINE)
 _NUMBERED = re.compile(
@@ -593,7 +596,9 @@ def _is_prose(rest: str, *, upper: bool) -> bool:
     if _CJK.search(rest[:80]) or not rest.strip(" .`*\"'”’)!?,:\r\n\t}]>~$/\\"):
         return True
     if "\n" in rest[: len(rest) - len(rest.lstrip())]:
-        return not _CONTINUES.match(rest) or (upper and rest.lstrip()[:1].islower())
+        line = rest.lstrip().partition("\n")[0]
+        sentence = _PROSE_TOKENS.search(line) is not None and not _OPERATOR.search(line)
+        return sentence or not _CONTINUES.match(rest) or (upper and line[:1].islower())
     if _WORDS_ONLY.match(rest) and not _SQL_WORD.search(rest[:300].strip(" ().")):
         return True  # a sentence in any language
     words = len(_PROSE_TOKENS.findall(rest[:300]))
@@ -667,6 +672,13 @@ def reads_as_query(sql: str) -> bool:
     if word == "WITH":
         return True
     return word == "VALUES" or _OPERATOR.search(sql) is not None or (sql.lstrip()[:6].isupper() and _complete(sql))
+
+
+def join_spans(text: str) -> str:
+    """Remove the code marks around each line of a statement that was marked line by line."""
+    if "`\n" not in text and "` " not in text:
+        return text
+    return _SPAN_LINES.sub(lambda match: re.sub(r"(?m)^[ \t]*`|`[ \t]*$", "", match.group()), text)
 
 
 def is_mention(text: str, found: Found) -> bool:

@@ -10,6 +10,7 @@ _DEMOTES = re.compile(
     r"instead of|don't use|do not use|avoid|would fail|original query|your query|first attempt|not recommended|"
     r"you can also|you could also|could also|if you (?:also |only |want|need|prefer|would|meant?|intended)|tip|bonus|variation|"
     r"bad|common (?:mistake|error|pitfall)|slower|less efficient|inefficient|anti-?pattern|"
+    r"if [^\n:]{1,60} (?:is|are|was|were) (?:meant|intended|needed|required|wanted|desired|preferred)|"
     r"if the (?:question|intent|intention|requirement) (?:is|was|means|meant)|optional(?:ly)?|equivalent|"
     r"create an index|explanation of|for (?:reference|comparison)|in general|general form|this part|explained|"
     r"break(?:s|ing)? (?:it |this |them |the query )?down|how it works|to (?:confirm|debug|inspect|see)|double.check|"

@@ -166,7 +166,14 @@ def _find(body: str, dialect: str, depth: int) -> _Hit | None:
 def _has_marks(body: str) -> bool:
     """Say whether anything but running text may be there; a chain, since this is asked of every answer."""
     return (
-        "`" in body or "<" in body or "{" in body or "[" in body or "~~~" in body or ": |" in body or body[0] in "\"'"
+        "`" in body
+        or "<" in body
+        or "{" in body
+        or "[" in body
+        or "~~~" in body
+        or ": |" in body
+        or ": >" in body
+        or body[0] in "\"'"
     )
 
 
@@ -451,7 +458,7 @@ def _in_bare(body: str, dialect: str, depth: int) -> _Hit | None:
     quick = _whole(body, dialect, depth)
     if quick is not None:
         return quick
-    text = bare.strip_prompts(_without_fence_marks(body))
+    text = bare.strip_prompts(bare.join_spans(_without_fence_marks(body)))
     found = bare.find_statements(text, dialect)
     chosen = _choose_found(found, text, dialect)
     if chosen is None or (chosen.rank < 2 and not chosen.checked):
