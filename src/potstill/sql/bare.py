@@ -497,8 +497,8 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
         return whole
     paragraph = _prose_paragraph(region)
     if paragraph is not None:
-        head = region[:paragraph].rstrip(BLANKS)
-        return _End(start + len(head), start + paragraph, is_truncated(head, dialect), False)
+        lead = region[:paragraph].rstrip(BLANKS)
+        return _End(start + len(lead), start + paragraph, is_truncated(lead, dialect), False)
     if left_open or verdict.kind == "incomplete" or _DANGLING.search(region[-20:]):
         return whole._replace(truncated=not terminated)
     return whole
