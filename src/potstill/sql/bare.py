@@ -103,7 +103,7 @@ _PROSE_LINE = re.compile(
 )
 _TITLE_CASE = re.compile(r"[A-Z][a-z]+\b")
 _PARAGRAPH = re.compile(r"\r?\n[ \t]*\r?\n\s*")
-_RESTART = re.compile(r"\n[ \t]*(?=(?:SELECT|WITH\s+\w+\s+AS\s*\()(?!\w))", re.IGNORECASE)
+_RESTART = re.compile(r"\n[ \t]*(?:[-=]>[ \t]*)?(?=(?:SELECT|WITH\s+\w+\s+AS\s*\()(?!\w))", re.IGNORECASE)
 #: A query is part of the statement when one of these stands before it.
 _EXPECTING = frozenset(
     ("UNION ALL EXCEPT INTERSECT MINUS AS IN EXISTS ANY SOME INTO EXPLAIN PLAN DISTINCT FOR ANALYZE VERBOSE").split()  # noqa: SIM905 - read as a sentence
@@ -225,10 +225,7 @@ def _candidate(text: str, match: re.Match[str], dialect: str) -> tuple[Found | N
     if not verb and not _begins_query(text, start):
         return None, 1
     rank = 2 if verb else _rank(text, start)
-    opening = _line_before(text, start)
-    if "(" in opening and not opening.strip("( \t"):
-        # A query in parentheses on a line of its own: they are its own.
-        start -= len(opening) - opening.index("(")
+    start = _own_parentheses(text, start)
     wrapped = _unwrap(text, start, dialect)
     if wrapped is not None:
         end, cost = wrapped, wrapped.goes_on - start
@@ -240,6 +237,18 @@ def _candidate(text: str, match: re.Match[str], dialect: str) -> tuple[Found | N
     if not _plausible(sql, rank, end, verb=verb):
         return None, cost
     return Found(sql, start, end.goes_on, not verb, rank, end.truncated, end.checked), cost
+
+
+def _own_parentheses(text: str, start: int) -> int:
+    """Move the start over parentheses that are the statement's: on a line of its own, or one part of `(…) UNION (…)`."""
+    opening = _line_before(text, start)
+    if "(" not in opening:
+        return start
+    if not opening.strip("( \t"):
+        return start - len(opening) + opening.index("(")
+    if opening.rstrip()[-1:] == "(" and _SET_BEHIND.match(text, _closing_parenthesis(text, start, start + _WINDOW)):
+        return start - len(opening) + opening.rindex("(")
+    return start
 
 
 def _begins_query(text: str, start: int) -> bool:
@@ -390,7 +399,7 @@ def _prose_cut(region: str, dialect: str) -> int | None:
         return None
     for boundary in _boundaries(region):
         head = region[:boundary].rstrip(BLANKS)
-        if check_syntax(head, dialect).kind == "yes" and _complete(head):
+        if _is_whole(head, dialect):
             return len(head)
     return None
 
@@ -433,6 +442,7 @@ def _expects_query(before: str, signs: str) -> bool:
     return False
 
 
+_SET_BEHIND = re.compile(r"\)\s*(?:UNION|EXCEPT|INTERSECT|MINUS)\b", re.IGNORECASE)
 _SQL_LINES = re.compile(
     r"[^\n]*(?:\n[ \t]*(?:FROM|WHERE|GROUP BY|ORDER BY|HAVING|LIMIT|JOIN|LEFT JOIN|INNER JOIN|LEFT OUTER JOIN|"
     r"CROSS JOIN|AND|OR|ON|UNION|UNION ALL|INTERSECT|EXCEPT)\b[^\n]*)*+\Z"
@@ -455,6 +465,13 @@ def may_begin(text: str) -> bool:
 def has_boundaries(sql: str) -> bool:
     """Say whether prose, or another statement, may begin at one of the lines of a text."""
     return bool(_PROSE_LINE.search(sql) or _PARAGRAPH.search(sql) or next(_restarts(sql), None))
+
+
+def _is_whole(head: str, dialect: str) -> bool:
+    """Say whether a head is a whole query; SQLite would let it end within a block comment."""
+    if check_syntax(head, dialect).kind != "yes" or not _complete(head):
+        return False
+    return "/*" not in head or unfinished(head) != "comment"
 
 
 def _complete(head: str) -> bool:
@@ -520,7 +537,7 @@ def _without_tail(region: str, dialect: str) -> str:
         match = tail.search(region[-200:])
         if match:
             shorter = region[: len(region) - len(match.group())].rstrip(BLANKS)
-            if check_syntax(shorter.translate(SAME_LENGTH), dialect).kind == "yes" and _complete(shorter):
+            if _is_whole(shorter.translate(SAME_LENGTH), dialect):
                 return shorter
     return region
 
@@ -542,7 +559,7 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
     line = region.rfind("\n", 0, position)
     if line > 0 and _is_prose_line(region[line + 1 :]):
         head = region[:line].rstrip(BLANKS)
-        if check_syntax(head, dialect).kind == "yes" and _complete(head):
+        if _is_whole(head, dialect):
             return len(head)
     if (sentence := _before_sentence(region, dialect)) is not None:
         return sentence
@@ -552,7 +569,7 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
             break
         head = region[:position].rstrip(BLANKS + '.。,，:：!?`*"”')
         longer = best is None or len(head) > best
-        if longer and check_syntax(head, dialect).kind == "yes" and _complete(head):
+        if longer and _is_whole(head, dialect):
             best = len(head)
         position = region.find(token, position + max(1, len(token)))
     if best is None:
@@ -569,7 +586,7 @@ def _before_sentence(region: str, dialect: str) -> int | None:
         head = region[: match.start()]
         if _STRONG_OPERATOR.search(region[match.end() : match.end() + 100]) or unfinished(head) == "literal":
             continue
-        if check_syntax(head, dialect).kind == "yes" and _complete(head):
+        if _is_whole(head, dialect):
             return len(head)
     return None
 
@@ -577,7 +594,7 @@ def _before_sentence(region: str, dialect: str) -> int | None:
 def _before_remark(region: str, token: str, dialect: str) -> int | None:
     """Return the length of what stands before a remark in parentheses: `FROM t (this returns …)`."""
     head = region[: max(0, region.rfind("(", 0, region.find(token)))].rstrip(BLANKS)
-    return len(head) if head and check_syntax(head, dialect).kind == "yes" and _complete(head) else None
+    return len(head) if head and _is_whole(head, dialect) else None
 
 
 def _is_prose_line(rest: str) -> bool:
