@@ -51,6 +51,11 @@ _OPERATOR = re.compile(r"[=<>*('\",`]|\.\w|\bJOIN\b")
 
 _LABEL_OR_BOLD = re.compile(r"\w:\s|\*\*[\w ]|[\w ]\*\*|`\s+\w+\s+\w+\s")
 _PLACEHOLDER = re.compile(r"(?:\.\.\.|…)(?!>)|\b(?:SELECT|FROM|JOIN)\s+<[A-Za-z_][\w ]*>", re.IGNORECASE)
+#: The keyword is spoken of: `SELECT and FROM need a table`.
+_KEYWORD_NAMED = re.compile(
+    r"SELECT\s+(?:and|or|clauses?|statements?|keywords?|quer(?:y|ies)|privileges?|permissions?|commands?)\b",
+    re.IGNORECASE,
+)
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _NEXT_SENTENCE = re.compile(
     r"(?<=[\w)'\"`\]])(?:[.!?]\s+(?=[^\W\d_a-z]|[¿¡])|\s+(?:->|=>|—|–)\s+(?=[A-Za-z])"
@@ -659,7 +664,7 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
         return word == "WITH" or rank == 2 or "VALUES" in sql
     upper = "SELECT" in sql[: sql.upper().find("SELECT") + 6] or rank == 2
     has_from = _FROM.search(sql) is not None
-    if not end.checked and _is_prosy(sql):
+    if not end.checked and (_is_prosy(sql) or _KEYWORD_NAMED.match(sql)):
         return False
     if not end.checked and rank == 2 and _UPPER_CLAUSE.search(sql):
         return True
@@ -696,6 +701,12 @@ def join_spans(text: str) -> str:
     if "`\n" not in text and "` " not in text:
         return text
     return _SPAN_LINES.sub(lambda match: re.sub(r"(?m)^[ \t]*`|`[ \t]*$", "", match.group()), text)
+
+
+def is_amid(text: str, found: Found) -> bool:
+    """Say whether a statement stands amid a sentence; a query behind a colon is announced by it."""
+    before = _line_before(text, found.start).rstrip("`\"'*“‘( \t")
+    return any(map(str.isalpha, before)) and not (found.is_query and before.endswith((":", "：")))
 
 
 def is_mention(text: str, found: Found) -> bool:

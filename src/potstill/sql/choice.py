@@ -54,6 +54,14 @@ _REFUSAL = re.compile(
     r"|抱歉|对不起|无法|不能(?:回答|生成|提供|帮)|很遗憾|我没有办法|作为(?:一个)?(?:AI|人工智能)|拒绝",
     re.IGNORECASE,
 )
+#: Words right before or behind a statement that give it as an answer after all: `but the query is …`, `… should work`.
+_OFFERED = re.compile(
+    r"(?:\b(?:is|be|use|try|following|follows|instead)|[是为]|使用|可用)[\s`\"'*“‘]*\Z", re.IGNORECASE
+)
+_OFFERED_BEHIND = re.compile(
+    r"[\s`\"'*”’;.]*(?:(?:should|would|will|may|might|could)\s+)?(?:works?|do(?:es)? (?:it|that|the job)|helps?|answers?)\b",
+    re.IGNORECASE,
+)
 _PARAGRAPHS = re.compile(r"\n\s*\n(?=\S)")
 
 
@@ -99,6 +107,16 @@ def find_final(text: str) -> int | None:
     for match in _FINAL.finditer(text):
         place = match.start()
     return place
+
+
+def is_refused(text: str, start: int, end: int) -> bool:
+    """Say whether a statement amid a sentence is only spoken of where the task is declined: `I cannot run SELECT …`."""
+    first = max(text.rfind("\n\n", 0, start), start - 400, 0)
+    stop = text.find("\n\n", end, end + 200)
+    before, behind = text[first:start], text[end : stop if stop >= 0 else end + 200]
+    if _REFUSAL.search(before) is None and _REFUSAL.search(behind) is None:
+        return False
+    return _OFFERED.search(before[-40:]) is None and _OFFERED_BEHIND.match(behind) is None
 
 
 def is_refusal(text: str) -> bool:

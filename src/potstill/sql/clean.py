@@ -461,6 +461,8 @@ def _in_bare(body: str, dialect: str, depth: int) -> _Hit | None:
     text = bare.strip_prompts(bare.join_spans(_without_fence_marks(body)))
     found = bare.find_statements(text, dialect)
     chosen = _choose_found(found, text, dialect)
+    if chosen is not None and bare.is_amid(text, chosen) and choice.is_refused(text, chosen.start, chosen.end):
+        return None
     if chosen is None or (chosen.rank < 2 and not chosen.checked):
         in_code = _in_code_text(text, dialect, depth)
         if in_code is not None:
