@@ -53,8 +53,7 @@ _LABEL_OR_BOLD = re.compile(r"\w:\s|\*\*[\w ]|[\w ]\*\*|`\s+\w+\s+\w+\s")
 _PLACEHOLDER = re.compile(r"(?:\.\.\.|…)(?!>)|\b(?:SELECT|FROM|JOIN)\s+<[A-Za-z_][\w ]*>", re.IGNORECASE)
 #: The keyword is spoken of: `SELECT and FROM need a table`.
 _KEYWORD_NAMED = re.compile(
-    r"SELECT\s+(?:and|or|clauses?|statements?|keywords?|quer(?:y|ies)|privileges?|permissions?|commands?)\b",
-    re.IGNORECASE,
+    r"SELECT\s+(?:and|or|clauses?|statements?|keywords?|quer(?:y|ies)|privileges?|permissions?|commands?)\b"
 )
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _NEXT_SENTENCE = re.compile(
@@ -664,7 +663,9 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
         return word == "WITH" or rank == 2 or "VALUES" in sql
     upper = "SELECT" in sql[: sql.upper().find("SELECT") + 6] or rank == 2
     has_from = _FROM.search(sql) is not None
-    if not end.checked and (_is_prosy(sql) or _KEYWORD_NAMED.match(sql)):
+    if _KEYWORD_NAMED.match(sql) and (not end.checked or " from " in sql):
+        return False
+    if not end.checked and _is_prosy(sql):
         return False
     if not end.checked and rank == 2 and _UPPER_CLAUSE.search(sql):
         return True
@@ -672,7 +673,7 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
         return end.truncated and rank == 2 and sql[:6].isupper() and len(sql) > 7
     if end.checked:
         return upper or (_OPERATOR.search(sql) is not None and has_from)
-    return rank == 2 and (sql[:6].isupper() or _STRONG_OPERATOR.search(sql) is not None)
+    return rank == 2 and ((sql[:6].isupper() and " from " not in sql) or _STRONG_OPERATOR.search(sql) is not None)
 
 
 def _is_prosy(sql: str) -> bool:

@@ -62,6 +62,13 @@ _OFFERED_BEHIND = re.compile(
     r"[\s`\"'*”’;.]*(?:(?:should|would|will|may|might|could)\s+)?(?:works?|do(?:es)? (?:it|that|the job)|helps?|answers?)\b",
     re.IGNORECASE,
 )
+_SENTENCE_ENDS = re.compile(r"[.!?](?:\s|\Z)|[。！？]")
+#: Words of a sentence that speaks of a statement as one that cannot be.
+_NEGATED = re.compile(
+    r"\b(?:not|n't|n’t|never) (?:be )?(?:possible|permitted|allowed|supported|available|work)\b|\bif (?:it|they|there) (?:had|were|was)\b"
+    r"|\b(?:would|will) (?:fail|need|require)\b|\bfails\b|\brejected\b|报错|不可行|行不通",
+    re.IGNORECASE,
+)
 _PARAGRAPHS = re.compile(r"\n\s*\n(?=\S)")
 
 
@@ -115,6 +122,10 @@ def is_refused(text: str, start: int, end: int) -> bool:
     stop = text.find("\n\n", end, end + 200)
     before, behind = text[first:start], text[end : stop if stop >= 0 else end + 200]
     if _REFUSAL.search(before) is None and _REFUSAL.search(behind) is None:
+        return False
+    # In the sentence itself: `Sorry, I forgot the filter. SELECT …` declines nothing.
+    sentence = _SENTENCE_ENDS.split(before)[-1] + " … " + _SENTENCE_ENDS.split(behind)[0]
+    if _REFUSAL.search(sentence) is None and _NEGATED.search(sentence) is None:
         return False
     return _OFFERED.search(before[-40:]) is None and _OFFERED_BEHIND.match(behind) is None
 
