@@ -58,7 +58,7 @@ _KEYWORD_NAMED = re.compile(
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _NEXT_SENTENCE = re.compile(
     r"(?<=[\w)'\"`\]])(?:[.!?]\s+(?=[^\W\d_a-z]|[¿¡])|\s+(?:->|=>|—|–)\s+(?=[A-Za-z])"
-    r"|,\s+(?=(?:you|we|they|this|which|that|it|I|so|since|because|then|where)\s+[A-Za-z]))"
+    r"|,\s+(?=(?:you|we|they|this|which|that|it|I|so|since|because|then|where|although|though|but|while|if|as|unless|assuming)\s+[A-Za-z]))"
 )
 #: Arrows, signs and pictures that close a sentence.
 _SYMBOLS = re.compile(r"[\s\u2190-\u2bff\ufe0f\U0001f000-\U0001faff]+\Z")

@@ -124,8 +124,8 @@ def is_refused(text: str, start: int, end: int) -> bool:
     if _REFUSAL.search(before) is None and _REFUSAL.search(behind) is None:
         return False
     # In the sentence itself: `Sorry, I forgot the filter. SELECT …` declines nothing.
-    sentence = _SENTENCE_ENDS.split(before)[-1] + " … " + _SENTENCE_ENDS.split(behind)[0]
-    if _REFUSAL.search(sentence) is None and _NEGATED.search(sentence) is None:
+    lead, tail = _SENTENCE_ENDS.split(before)[-1], _SENTENCE_ENDS.split(behind)[0]
+    if not (_REFUSAL.search(lead) or _NEGATED.search(lead) or _NEGATED.search(tail)):
         return False
     return _OFFERED.search(before[-40:]) is None and _OFFERED_BEHIND.match(behind) is None
 
