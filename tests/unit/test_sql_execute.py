@@ -459,6 +459,33 @@ def test_a_damaged_database_is_an_error_of_its_rows(tmp_path: Path) -> None:
     assert found[0]["exec_error_class"] == "no_such_database"
 
 
+def test_a_damaged_page_is_not_the_answers_fault(tmp_path: Path) -> None:
+    """Where gold's pages are whole and the answer meets a damaged one, nothing is said about the answer."""
+    path = make_database(tmp_path / "dbs" / "hurt.sqlite", *range(5000))
+    content = bytearray(path.read_bytes())
+    content[8192:12288] = b"\xff" * 4096
+    path.write_bytes(content)
+    row = {"db_id": "hurt", "sql": "SELECT sum(a) FROM t", "gold_sql": "SELECT 1"}
+    found = run(tmp_path, [row], database_dir=str(path.parent))
+    assert (found[0]["exec_error_class"], found[0]["gold_status"]) == ("no_such_database", "ok")
+    assert found[0]["gold_match"] is None
+
+
+def test_a_schema_that_is_not_utf8_is_no_obstacle(tmp_path: Path) -> None:
+    """Names in an old encoding hide nothing but the columns that bear them; a message that holds one has its class."""
+    path = tmp_path / "dbs" / "old.sqlite"
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            'CREATE TABLE t ("cafXX" TEXT, n INT); INSERT INTO t VALUES (1, 1); CREATE VIEW v AS SELECT nopeXX FROM t'
+        )
+    path.write_bytes(path.read_bytes().replace(b"cafXX", b"caf\xe9\xe8").replace(b"nopeXX", b"nope\xe9\xe8"))
+    statements = ["SELECT n FROM t", "SELECT n FROM v", "SELECT * FROM t"]
+    found = run(tmp_path, [{"db_id": "old", "sql": sql} for sql in statements], database_dir=str(path.parent))
+    assert [row["exec_error_class"] for row in found] == [None, "no_such_column", "other"]
+    assert "not UTF-8" in found[2]["exec_error"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

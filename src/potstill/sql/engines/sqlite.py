@@ -303,9 +303,11 @@ class _Guarded:
             return QueryError("timeout", f"stopped after {self._stopped_by}")
         if isinstance(error, MemoryError):
             return QueryError("out_of_memory", f"more memory than {self._limits.max_memory_bytes} bytes")
-        if isinstance(error, UnicodeDecodeError):  # what Python could not read is SQLite's message, or a column's name
+        if isinstance(error, UnicodeDecodeError):  # Python can hand over neither such a message nor such a column
             message = _decode(error.object)
-            return QueryError(classify(message), f"{message} (a name that is not UTF-8)")
+            name = classify(message)
+            # Nothing was forbidden (see above): the authorizer could not be asked about the name.
+            return QueryError("other" if name == "forbidden" else name, f"{message} (a name that is not UTF-8)")
         message = str(error)
         if "Incorrect number of bindings" in message:
             return QueryError("other", "the statement has parameters, and nothing to put in their place")
