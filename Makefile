@@ -32,7 +32,7 @@ demo: $(VENV)/.installed  ## set up, and run the demo end to end
 	$(BIN)/snakemake --cores $(CORES)
 
 test: $(VENV)/.installed-dev  ## set up, and run the tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev  ## style, types and Snakemake's linter
 	$(BIN)/ruff check .

@@ -46,7 +46,8 @@ def test_a_full_disk_is_exit_75_and_nothing_is_lost(teacher: Server, tmp_path: P
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_allowed},) * 2)"
     )
-    full = [sys.executable, "-c", f"{code}\nfrom potstill.cli import main\nsys.exit(main({words!r}))"]
+    # -B: a module compiled under the limit would be cut too, and break whoever imports it next.
+    full = [sys.executable, "-B", "-c", f"{code}\nfrom potstill.cli import main\nsys.exit(main({words!r}))"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(full, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 75, done.stderr

@@ -113,6 +113,7 @@ def _copy(setup: dict[str, Any], descriptors: tuple[int, ...]) -> _Copy:
 
 def _forget(descriptors: tuple[int, ...]) -> None:
     """Let go of all that is the parent's alone: its files, its handlers, its time zone, its garbage."""
+    sys.dont_write_bytecode = True  # what is written here is cut at the limit on files, without a word
     gc.freeze()  # a file of the parent's that is collected here would close a number that is ours by then
     signal.set_wakeup_fd(-1)
     for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
