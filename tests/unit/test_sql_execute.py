@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import signal
 import sqlite3
@@ -349,6 +350,16 @@ def test_memory_is_bounded_in_the_worker(tmp_path: Path, database: Path) -> None
         max_memory_bytes=60_000_000,
     )
     assert [row["exec_error_class"] for row in found] == ["out_of_memory", None]
+
+
+def test_a_large_parent_takes_no_memory_from_its_workers(database: Path, tmp_path: Path) -> None:
+    """What the process that starts a worker holds itself is not counted against the worker."""
+    ballast = mmap.mmap(-1, 3_000_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # addresses, no memory
+    try:
+        found = run(tmp_path, [{"sql": "SELECT 1"}], database=str(database), max_memory_bytes=60_000_000)
+    finally:
+        ballast.close()
+    assert found[0]["exec_pass"]
 
 
 def test_a_database_in_wal_mode_is_read_rightly_and_left_alone(tmp_path: Path) -> None:
