@@ -679,6 +679,14 @@ def test_the_command_line_writes_its_output_and_nothing_else(
     assert "no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--max-rows", "--workers"])
+def test_a_count_below_one_is_a_usage_error(flag: str, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No rows, or no workers, is not a limit anybody means."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["execute", "--input", "i", "--output", "o", "--database", str(database), flag, "0"])
+    assert "1 or more" in capsys.readouterr().err
+
+
 def test_bombs_cost_no_more_than_their_own_time(tmp_path: Path, database: Path) -> None:
     """A chunk with a bomb in every tenth row spends its time on the bombs; no other row is touched by them."""
     rows = [{"sql": f"SELECT {number}", "gold_sql": f"SELECT {number}"} for number in range(100)]
