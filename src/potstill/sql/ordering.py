@@ -256,26 +256,39 @@ def _as_select(query: Any, width: int, dialect: str) -> Any:
     """Return a compound query as one SELECT from it that is ordered alike; None where a sort key is no plain column."""
     from sqlglot import exp
 
-    columns = [f"c{place}" for place in range(width)]
+    starred = any(item.is_star for item in query.selects)
     terms = []
     for key in query.args["order"].expressions:
         term = key.copy()
         named = term.this.this if isinstance(term.this, exp.Collate) else term.this
-        place = _place(named, query, width)
-        if place is None:
+        column = _plain_name(named) if starred else _numbered(_place(named, query, width))
+        if column is None:
             return None
-        named.replace(exp.column(columns[place]))
+        named.replace(exp.column(column))
         terms.append(term.sql(dialect=dialect))
     inner = query.copy()
     limits = [inner.args[name].sql(dialect=dialect) for name in ("limit", "offset") if inner.args.get(name)]
     for name in ("order", "limit", "offset"):
         inner.set(name, None)
-    listed = ", ".join(columns)
+    columns = ", ".join(f"c{place}" for place in range(width))
     return _parse(
-        f"WITH compound({listed}) AS ({inner.sql(dialect=dialect)}) SELECT {listed} FROM compound "
-        f"ORDER BY {', '.join(terms)} {' '.join(limits)}",
+        f"WITH compound{'' if starred else f'({columns})'} AS ({inner.sql(dialect=dialect)}) "
+        f"SELECT {'*' if starred else columns} FROM compound ORDER BY {', '.join(terms)} {' '.join(limits)}",
         dialect,
     )
+
+
+def _plain_name(term: Any) -> str | None:
+    """Return the name of a column that is not quoted: SQLite takes a quoted name that it does not find for a text."""
+    from sqlglot import exp
+
+    return (
+        str(term.name) if isinstance(term, exp.Column) and not term.table and not term.this.args.get("quoted") else None
+    )
+
+
+def _numbered(place: int | None) -> str | None:
+    return None if place is None else f"c{place}"
 
 
 def _extended(query: Any, columns: list[Any]) -> tuple[Any, _Around]:
