@@ -524,5 +524,14 @@ def describe_results(plan: Plan, folder: Path | None = None) -> str:
         lines.append(
             f"the best answer to each row: {root / 'cascade' / 'merged.jsonl'}, costs in summary.json beside it"
         )
-    lines.append(f"open first: {root / 'report.html'}")
+    if (root / "report.html").is_file():
+        lines.append(f"open first: {root / 'report.html'}")
+    elif (root / "gold_audit.json").is_file():
+        lines.append(_describe_audit(root / "gold_audit.json"))
     return "\n".join(lines)
+
+
+def _describe_audit(path: Path) -> str:
+    audit = json.loads(path.read_bytes())
+    statuses = ", ".join(f"{name} {count}" for name, count in audit["statuses"].items())
+    return f"gold audit: {audit['rows']} rows, {audit['distinct']} distinct gold queries ({statuses}), {audit['bad']} bad: {path}"

@@ -6,9 +6,10 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from potstill.cli.arguments import positive_int, whole_number
 
 #: Flag -> key of the config section `execute`, for flags that say the same.
 _SETTINGS = (
@@ -41,37 +42,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", dest="timeout_s", type=float, default=5.0, metavar="S", help="seconds per statement (default: 5)"
     )
-    parser.add_argument("--max-rows", type=_whole(1), metavar="N", help="rows of a result (default: 100000)")
+    parser.add_argument("--max-rows", type=positive_int, metavar="N", help="rows of a result (default: 100000)")
     parser.add_argument("--clock", metavar="TIME", help='what `now` means (default: "2025-01-01 00:00:00")')
     parser.add_argument(
         "--workers",
-        type=_whole(1, 64),
+        type=whole_number(1, 64),
         default=_usable_cores(),
         metavar="N",
         help="worker processes (default: one per core, to 4)",
     )
     parser.add_argument(
         "--variants",
-        type=_whole(0, 100),
+        type=whole_number(0, 100),
         default=0,
         metavar="K",
         help="run each match on K changed copies of its database too",
     )
     _add_comparison(parser.add_argument_group("comparison"))
-
-
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return a reader of whole numbers within bounds, those of the same key in a config."""
-
-    def read(text: str) -> int:
-        value = int(text)
-        if value < least or (most is not None and value > most):
-            bounds = f"{least} or more" if most is None else f"{least} to {most}"
-            raise argparse.ArgumentTypeError(f"found {value}, allowed is {bounds}")
-        return value
-
-    read.__name__ = "whole number"  # argparse's word for what cannot be read as one
-    return read
 
 
 def _tolerance(text: str) -> float:
