@@ -57,6 +57,25 @@ def test_one_file_can_be_asked_for(tmp_path: Path) -> None:
     assert "filter_answers" not in counts
 
 
+def test_gold_can_be_audited_alone(tmp_path: Path) -> None:
+    """The target audit_gold asks nothing, and its last lines say what was found and where, not where a page would be."""
+    small = Run(tmp_path, rows=6)
+    output = small.snakemake("audit_gold").stdout
+    assert "gold audit: 6 rows, " in output
+    assert "0 bad: results/r/gold_audit.json" in output
+    assert "open first" not in output
+    assert not (small.results / "m").exists()
+
+
+def test_rows_that_were_not_asked_are_explained(tmp_path: Path) -> None:
+    """Gold that cannot judge, with on_bad_gold: skip: no row is asked, and the run's last lines say why."""
+    rows = [{"id": str(number), "question": f"q{number}", "gold_sql": "SELEC 1"} for number in range(3)]
+    small = Run(tmp_path, rows=3, config={"execute": {"database": "db.sqlite", "on_bad_gold": "skip"}})
+    small.write_rows(rows)
+    assert "3 not asked (not asked: bad_gold 3)" in small.snakemake().stdout
+    assert {row["not_asked_reason"] for row in small.read("not_asked.jsonl")} == {"bad_gold"}
+
+
 @pytest.mark.parametrize(
     ("change", "gone"),
     [
