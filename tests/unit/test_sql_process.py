@@ -32,8 +32,6 @@ from potstill.sql.pool import Killed, Pool
 database, other_thread = sys.argv[1], sys.argv[2] == "2"
 signal.signal(signal.SIGTERM, lambda *_: None)
 secret = open("secret.txt", "w")  # a file of the parent's: no worker may hold it
-read_half = sqlite3.connect(database).execute("SELECT a FROM t")
-read_half.fetchone()
 stop = threading.Event()
 if other_thread:
     threading.Thread(target=stop.wait, daemon=True).start()

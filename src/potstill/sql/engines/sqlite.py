@@ -10,7 +10,8 @@ What stops what (each of these has holes that another one covers):
 - the heap limit is for the whole process and cannot be raised again, so it is set in worker processes only.
 
 Under the authorizer no state outlives a statement, so connections are kept, the least recently used closed first. Taking
-and leaving the lock for reading is half of what a short statement costs, so it is held from one to the next for a moment.
+and leaving the lock for reading is half of what a short statement costs, so it is held from one to the next for a moment,
+on one database at a time.
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ class SqliteEngine:
         self._limits = limits
         self._kept: OrderedDict[_Key, _Guarded] = OrderedDict()
         self._last: tuple[str, bool, _Guarded] | None = None
+        self._holder: _Guarded | None = None
 
     def run(self, database: str, sql: str, *, other_order: bool = False) -> Result:
         """Run one statement; see `Engine`."""
@@ -129,13 +131,13 @@ class SqliteEngine:
     def _let_go(self, key: _Key, error: QueryError) -> None:
         """Close the connection of a statement that failed, if that may have upset it: it is not built upon."""
         if error.error_class in ("out_of_memory", "no_such_database", "other") and key in self._kept:
-            self._last = None
+            self._last = self._holder = None
             self._kept.pop(key).close()
 
     def release(self) -> None:
-        """Let go of all locks."""
-        for guarded in self._kept.values():
-            guarded.unlock()
+        """Let go of the lock."""
+        if self._holder is not None:
+            self._holder.unlock()
 
     def close(self) -> None:
         """Close all connections."""
@@ -143,14 +145,17 @@ class SqliteEngine:
             self._kept.popitem()[1].close()
 
     def _connection(self, key: _Key) -> _Guarded:
+        """Return a connection, which alone may hold a lock: who holds one and waits for another may wait for ever."""
+        self.release()
+        self._last = self._holder = None
         guarded = self._kept.get(key)
         if guarded is not None:
             self._kept.move_to_end(key)
-            return guarded
-        self._last = None
-        while len(self._kept) >= MAX_CONNECTIONS:
-            self._kept.popitem(last=False)[1].close()
-        self._kept[key] = guarded = _Guarded(key, self._limits)
+        else:
+            while len(self._kept) >= MAX_CONNECTIONS:
+                self._kept.popitem(last=False)[1].close()
+            self._kept[key] = guarded = _Guarded(key, self._limits)
+        self._holder = guarded
         return guarded
 
 
