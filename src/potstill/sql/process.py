@@ -89,13 +89,13 @@ def _is_plain() -> bool:
     if sys.platform != "linux":
         return False
     try:
-        return len(os.listdir("/proc/self/task")) == 1 and not any(map(_is_database, _open_files()))
+        return len(list(Path("/proc/self/task").iterdir())) == 1 and not any(map(_is_database, _open_files()))
     except OSError:
         return False
 
 
 def _open_files() -> list[int]:
-    return [int(name) for name in os.listdir("/proc/self/fd")]
+    return [int(path.name) for path in Path("/proc/self/fd").iterdir()]
 
 
 def _is_database(descriptor: int) -> bool:
