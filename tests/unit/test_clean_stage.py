@@ -161,6 +161,11 @@ def test_the_command_can_run_again_over_its_own_output(tmp_path: Path) -> None:
         "&lt;",
         "“",
         "\n- a",
+        "/* ",
+        '""--',
+        "\\boxed{SELECT 1 ",
+        "x, -- <think> a\nFROM ",
+        "sql: |\n  SELECT a\n",
     ],
 )
 @pytest.mark.parametrize("before", ["", "SELECT a FROM t WHERE ", "```sql\n"])

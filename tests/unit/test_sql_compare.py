@@ -198,3 +198,10 @@ def test_unknown_presets_and_knobs_are_refused(section: Any) -> None:
     """A misspelled name is an error that lists the right ones."""
     with pytest.raises(ConfigError, match=r"presets are|knobs are"):
         make_policy(section)
+
+
+@pytest.mark.parametrize("number", [-1, float("nan")])
+def test_a_tolerance_is_not_negative(number: float) -> None:
+    """A tolerance that nothing can meet is refused."""
+    with pytest.raises(ConfigError, match=r"float_abs_tol: .* is no tolerance"):
+        make_policy({"float_abs_tol": number})

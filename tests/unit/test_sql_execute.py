@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import signal
 import sqlite3
@@ -351,6 +352,16 @@ def test_memory_is_bounded_in_the_worker(tmp_path: Path, database: Path) -> None
     assert [row["exec_error_class"] for row in found] == ["out_of_memory", None]
 
 
+def test_a_large_parent_takes_no_memory_from_its_workers(database: Path, tmp_path: Path) -> None:
+    """What the process that starts a worker holds itself is not counted against the worker."""
+    ballast = mmap.mmap(-1, 3_000_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # addresses, no memory
+    try:
+        found = run(tmp_path, [{"sql": "SELECT 1"}], database=str(database), max_memory_bytes=60_000_000)
+    finally:
+        ballast.close()
+    assert found[0]["exec_pass"]
+
+
 def test_a_database_in_wal_mode_is_read_rightly_and_left_alone(tmp_path: Path) -> None:
     """Rows that only the -wal holds are seen; no file appears beside the database or changes."""
     folder = tmp_path / "databases"
@@ -457,6 +468,33 @@ def test_a_damaged_database_is_an_error_of_its_rows(tmp_path: Path) -> None:
     path.write_bytes(content)
     found = run(tmp_path, [{"db_id": "bad", "sql": "SELECT a FROM t"}], database_dir=str(path.parent))
     assert found[0]["exec_error_class"] == "no_such_database"
+
+
+def test_a_damaged_page_is_not_the_answers_fault(tmp_path: Path) -> None:
+    """Where gold's pages are whole and the answer meets a damaged one, nothing is said about the answer."""
+    path = make_database(tmp_path / "dbs" / "hurt.sqlite", *range(5000))
+    content = bytearray(path.read_bytes())
+    content[8192:12288] = b"\xff" * 4096
+    path.write_bytes(content)
+    row = {"db_id": "hurt", "sql": "SELECT sum(a) FROM t", "gold_sql": "SELECT 1"}
+    found = run(tmp_path, [row], database_dir=str(path.parent))
+    assert (found[0]["exec_error_class"], found[0]["gold_status"]) == ("no_such_database", "ok")
+    assert found[0]["gold_match"] is None
+
+
+def test_a_schema_that_is_not_utf8_is_no_obstacle(tmp_path: Path) -> None:
+    """Names in an old encoding hide nothing but the columns that bear them; a message that holds one has its class."""
+    path = tmp_path / "dbs" / "old.sqlite"
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            'CREATE TABLE t ("cafXX" TEXT, n INT); INSERT INTO t VALUES (1, 1); CREATE VIEW v AS SELECT nopeXX FROM t'
+        )
+    path.write_bytes(path.read_bytes().replace(b"cafXX", b"caf\xe9\xe8").replace(b"nopeXX", b"nope\xe9\xe8"))
+    statements = ["SELECT n FROM t", "SELECT n FROM v", "SELECT * FROM t"]
+    found = run(tmp_path, [{"db_id": "old", "sql": sql} for sql in statements], database_dir=str(path.parent))
+    assert [row["exec_error_class"] for row in found] == [None, "no_such_column", "other"]
+    assert "not UTF-8" in found[2]["exec_error"]
 
 
 @pytest.mark.parametrize(
@@ -639,6 +677,14 @@ def test_the_command_line_writes_its_output_and_nothing_else(
     assert [path.name for path in here.iterdir()] == ["out.jsonl"]
     assert main([*words[:-1], str(tmp_path / "none.sqlite")]) == 78
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--max-rows", "--workers"])
+def test_a_count_below_one_is_a_usage_error(flag: str, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No rows, or no workers, is not a limit anybody means."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["execute", "--input", "i", "--output", "o", "--database", str(database), flag, "0"])
+    assert "1 or more" in capsys.readouterr().err
 
 
 def test_bombs_cost_no_more_than_their_own_time(tmp_path: Path, database: Path) -> None:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from potstill.cli.arguments import positive_int
+
 #: Flag -> key of the config section `execute`, for flags that say the same.
 _SETTINGS = (
     "engine", "database", "database_dir", "database_field", "sql_field", "gold_field", "timeout_s", "max_rows",
@@ -36,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", dest="timeout_s", type=float, default=5.0, metavar="S", help="seconds per statement (default: 5)"
     )
-    parser.add_argument("--max-rows", type=int, metavar="N", help="rows of a result (default: 100000)")
+    parser.add_argument("--max-rows", type=positive_int, metavar="N", help="rows of a result (default: 100000)")
     parser.add_argument("--clock", metavar="TIME", help='what `now` means (default: "2025-01-01 00:00:00")')
     parser.add_argument(
         "--workers",
-        type=int,
+        type=positive_int,
         default=_usable_cores(),
         metavar="N",
         help="worker processes (default: one per core, to 4)",

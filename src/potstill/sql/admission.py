@@ -9,12 +9,14 @@ import re
 from typing import Any
 
 from potstill.sql.outcome import QueryError
-from potstill.sql.scan import count_statements, first_keyword, strip_statement
+from potstill.sql.scan import BLANKS, TERMINATORS, count_statements, first_keyword, strip_statement
 
 #: A statement may begin with one of these.
 QUERY_WORDS = ("SELECT", "WITH", "VALUES")
 
-_PLAIN_START = re.compile(rf"\s*({'|'.join(QUERY_WORDS)})\b", re.IGNORECASE)
+_PLAIN_START = re.compile(rf"({'|'.join(QUERY_WORDS)})\b", re.IGNORECASE)
+#: What means nothing around a statement. SQLite takes most of it for letters.
+_AROUND = BLANKS + TERMINATORS
 
 
 def admit(sql: Any, *, dialect: str, max_bytes: int) -> str:
@@ -34,11 +36,11 @@ def admit(sql: Any, *, dialect: str, max_bytes: int) -> str:
         raise QueryError("too_big", f"the statement has more than {max_bytes} bytes")
     if not sql.isascii():
         _check_encodable(sql)
-    if _PLAIN_START.match(sql):
-        # Most statements need no scanner: they hold no semicolon (of either width), or one at the very end.
-        trimmed = sql.rstrip(" \t\r\n;")
-        if ";" not in trimmed and "；" not in trimmed:
-            return trimmed
+    trimmed = sql.strip(_AROUND)
+    if _PLAIN_START.match(trimmed) and ";" not in trimmed and "；" not in trimmed:
+        return (
+            trimmed  # most statements need no scanner: they hold no semicolon (of either width), or one at the very end
+        )
     sole = strip_statement(sql, dialect=dialect)
     word = first_keyword(sole)
     if word not in QUERY_WORDS:

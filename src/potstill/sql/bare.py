@@ -36,7 +36,7 @@ _OTHER = (
 )
 #: Where a statement may begin: a comment line and a block comment are skipped, they hold no statement.
 _BEGIN = re.compile(
-    rf"(?P<comment>^[ \t]*--[^\n]*|/\*.*?\*/)|(?P<query>(?<![A-Za-z0-9_.$@'-])(?:SELECT|WITH|VALUES)(?![\w'-]))|"
+    rf"(?P<comment>^[ \t]*--[^\n]*|/\*(?:[^*/]++|\*(?!/)|/(?!\*))*+\*/)|(?P<query>(?<![A-Za-z0-9_.$@'-])(?:SELECT|WITH|VALUES)(?![\w'-]))|"
     rf"(?P<other>^[ \t]*(?:[-*>]\s+|\d+[.)]\s+)?(?:[A-Za-z ]{{1,20}}:[ \t]*|[\"'`*]+)?(?P<verb>{_OTHER}))",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
@@ -51,14 +51,18 @@ _OPERATOR = re.compile(r"[=<>*('\",`]|\.\w|\bJOIN\b")
 
 _LABEL_OR_BOLD = re.compile(r"\w:\s|\*\*[\w ]|[\w ]\*\*|`\s+\w+\s+\w+\s")
 _PLACEHOLDER = re.compile(r"(?:\.\.\.|…)(?!>)|\b(?:SELECT|FROM|JOIN)\s+<[A-Za-z_][\w ]*>", re.IGNORECASE)
+#: The keyword is spoken of: `SELECT and FROM need a table`.
+_KEYWORD_NAMED = re.compile(
+    r"SELECT\s+(?:and|or|clauses?|statements?|keywords?|quer(?:y|ies)|privileges?|permissions?|commands?)\b"
+)
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _NEXT_SENTENCE = re.compile(
     r"(?<=[\w)'\"`\]])(?:[.!?]\s+(?=[^\W\d_a-z]|[¿¡])|\s+(?:->|=>|—|–)\s+(?=[A-Za-z])"
-    r"|,\s+(?=(?:you|we|they|this|which|that|it|I|so|since|because|then|where)\s+[A-Za-z]))"
+    r"|,\s+(?=(?:you|we|they|this|which|that|it|I|so|since|because|then|where|although|though|but|while|if|as|unless|assuming)\s+[A-Za-z]))"
 )
 #: Arrows, signs and pictures that close a sentence.
 _SYMBOLS = re.compile(r"[\s\u2190-\u2bff\ufe0f\U0001f000-\U0001faff]+\Z")
-_STRONG_OPERATOR = re.compile(r"[=<>*(]|\.\w")
+_STRONG_OPERATOR = re.compile(r"[=<>*]|\((?!\d{1,2}\)\s)|\.\w")
 _UPPER_CLAUSE = re.compile(r"\ASELECT\b(?=.*\b(?:FROM|FORM|WHERE|JOIN|GROUP BY|ORDER BY|LIMIT)\b)", re.DOTALL)
 #: Full-width punctuation as the ASCII it stands for, blanks of other scripts as blanks; nothing changes its place.
 SAME_LENGTH = str.maketrans(
@@ -79,7 +83,7 @@ _BOTH_CASES = "|".join([*_WORDS_OF_BOTH, *(word.lower() for word in _WORDS_OF_BO
 _CONTINUES = re.compile(
     r"\s*(?:(?:WHERE|(?:GROUP|ORDER)(?=\s+BY)|HAVING|LIMIT|OFFSET|UNION|INTERSECT|EXCEPT|JOIN|FULL|INNER|OUTER|CROSS|NATURAL|SELECT|"
     rf"ELSE|CASE|WINDOW|VALUES|FETCH)\b|(?-i:{_BOTH_CASES})\b"
-    r"|[),;]|\((?=\s*(?:SELECT|WITH|VALUES|[('\d]))|--|/\*)",
+    r"|[),;]|\((?!\d{1,2}\)\s+[A-Za-z])(?=\s*(?:SELECT|WITH|VALUES|[('\d]))|--|/\*)",
     re.IGNORECASE,
 )
 _PROSE_WORDS = (
@@ -87,10 +91,12 @@ _PROSE_WORDS = (
     "Make|Sorry|Finally|Step|Because|Since|Where|To|For|Each|All|My|My|Oops|No|Yes|Hope|Feel|As|By|And|Or|Then|Now|A|An|"
     "Explanation|Output|Result|Results|Returns|Answer|Good|Is|Thus|Therefore|First|Next|Also|Using|Given|Based|Assuming"
 )
+#: A line that is prose, whatever stands before it.
+_SENTENCE_START = re.compile(rf"(?:{_PROSE_WORDS}|I['’]\w+)\b[ ,]+\S|\*\*\w|#{{1,6}} \w")
 #: A line that is prose or markup, if what stands before it is complete.
 _PROSE_LINE = re.compile(
     rf"\n[ \t]*(?="
-    rf"[^\x00-\x7f]|#{{1,6}}[ \t]|\||[+][-=+]{{2,}}|[-=_*]{{3,}}[ \t]*\r?$|\*\*\w|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|"
+    rf"[^\x00-\x7f]|#{{1,6}}[ \t]|\||[+][-=+]{{2,}}|[-=_*]{{3,}}[ \t]*\r?$|\*\*\w|[-*•][ \t]+[^\d\s]|\d+[.)][ \t]|\(\d{{1,2}}\)[ \t]+[A-Za-z]|"
     rf"``+|`[ \t]*\r?$|~~~|</?[A-Za-z]|>|\[\(|"
     rf"[A-Za-z][\w()/' ]{{0,40}}[:：](?!:)(?:\s|$)|(?-i:SQL|EOF|EOS)[ \t]*\r?$|"
     rf"(?-i:SQLResult|Explanation|Question|Human|User|Assistant)\b|(?-i:{_PROSE_WORDS})\b[ ,]|"
@@ -99,8 +105,9 @@ _PROSE_LINE = re.compile(
     rf"(?:sqlite|mysql|postgres|[\w-]+=[>#]|\$)[>#]?[ \t])",
     re.IGNORECASE | re.MULTILINE,
 )
+_TITLE_CASE = re.compile(r"[A-Z][a-z]+\b")
 _PARAGRAPH = re.compile(r"\r?\n[ \t]*\r?\n\s*")
-_RESTART = re.compile(r"\n[ \t]*(?=(?:SELECT|WITH\s+\w+\s+AS\s*\()(?!\w))", re.IGNORECASE)
+_RESTART = re.compile(r"\n[ \t]*(?:[-=]>[ \t]*)?(?=(?:SELECT|WITH\s+\w+\s+AS\s*\()(?!\w))", re.IGNORECASE)
 #: A query is part of the statement when one of these stands before it.
 _EXPECTING = frozenset(
     ("UNION ALL EXCEPT INTERSECT MINUS AS IN EXISTS ANY SOME INTO EXPLAIN PLAN DISTINCT FOR ANALYZE VERBOSE").split()  # noqa: SIM905 - read as a sentence
@@ -141,6 +148,9 @@ _PROMPT = re.compile(
     r"^[ \t]*(?:sqlite>|mysql>|MariaDB \[[^\]]*\]>|[\w-]+=[>#]|duckdb>|D|SQL>|\d+>|>>>|>)[ \t]+(?=\S)", re.MULTILINE
 )
 _PROMPT_GO_ON = re.compile(r"^[ \t]*(?:\.\.\.>|->|[\w-]+[-('][>#]|\d+>|\d{1,3} (?= )|·|‣|\.\.\.)[ \t]?", re.MULTILINE)
+_SPAN_LINES = re.compile(
+    r"^[ \t]*`(?:SELECT|WITH)\b[^`\n]*`[ \t]*(?:\n[ \t]*`[^`\n]+`[ \t]*$)+", re.IGNORECASE | re.MULTILINE
+)
 #: A listing: each line with its number, and a bar, a colon or blanks behind it.
 _LINE_NUMBER = re.compile(r"^[ \t]*\d{1,3}(?:[ \t]*[|:│][ \t]?|[ \t]|$)", re.MULTILINE)
 _NUMBERED = re.compile(
@@ -219,10 +229,7 @@ def _candidate(text: str, match: re.Match[str], dialect: str) -> tuple[Found | N
     if not verb and not _begins_query(text, start):
         return None, 1
     rank = 2 if verb else _rank(text, start)
-    opening = _line_before(text, start)
-    if "(" in opening and not opening.strip("( \t"):
-        # A query in parentheses on a line of its own: they are its own.
-        start -= len(opening) - opening.index("(")
+    start = _own_parentheses(text, start)
     wrapped = _unwrap(text, start, dialect)
     if wrapped is not None:
         end, cost = wrapped, wrapped.goes_on - start
@@ -234,6 +241,18 @@ def _candidate(text: str, match: re.Match[str], dialect: str) -> tuple[Found | N
     if not _plausible(sql, rank, end, verb=verb):
         return None, cost
     return Found(sql, start, end.goes_on, not verb, rank, end.truncated, end.checked), cost
+
+
+def _own_parentheses(text: str, start: int) -> int:
+    """Move the start over parentheses that are the statement's: on a line of its own, or one part of `(…) UNION (…)`."""
+    opening = _line_before(text, start)
+    if "(" not in opening:
+        return start
+    if not opening.strip("( \t"):
+        return start - len(opening) + opening.index("(")
+    if opening.rstrip()[-1:] == "(" and _SET_BEHIND.match(text, _closing_parenthesis(text, start, start + _WINDOW)):
+        return start - len(opening) + opening.rindex("(")
+    return start
 
 
 def _begins_query(text: str, start: int) -> bool:
@@ -384,7 +403,7 @@ def _prose_cut(region: str, dialect: str) -> int | None:
         return None
     for boundary in _boundaries(region):
         head = region[:boundary].rstrip(BLANKS)
-        if check_syntax(head, dialect).kind == "yes" and _complete(head):
+        if _is_whole(head, dialect):
             return len(head)
     return None
 
@@ -395,9 +414,16 @@ _MAX_BOUNDARIES = 40
 
 def _boundaries(region: str) -> list[int]:
     lines = (match.start() for match in _PROSE_LINE.finditer(region))
-    paragraphs = (match.start() for match in _PARAGRAPH.finditer(region) if not _CONTINUES.match(region, match.end()))
+    paragraphs = (match.start() for match in _PARAGRAPH.finditer(region) if not _continues(region, match.end()))
     places = {place for places in (lines, paragraphs, _restarts(region)) for place in islice(places, _MAX_BOUNDARIES)}
     return sorted(places)[:_MAX_BOUNDARIES]
+
+
+def _continues(region: str, place: int) -> bool:
+    """Say whether a paragraph may go on with the statement: `Values are …` does not, where its own words are no `Select`."""
+    if _CONTINUES.match(region, place) is None:
+        return False
+    return _TITLE_CASE.match(region, place) is None or _TITLE_CASE.match(region) is not None
 
 
 def _restarts(region: str) -> Iterator[int]:
@@ -420,6 +446,7 @@ def _expects_query(before: str, signs: str) -> bool:
     return False
 
 
+_SET_BEHIND = re.compile(r"\)\s*(?:UNION|EXCEPT|INTERSECT|MINUS)\b", re.IGNORECASE)
 _SQL_LINES = re.compile(
     r"[^\n]*(?:\n[ \t]*(?:FROM|WHERE|GROUP BY|ORDER BY|HAVING|LIMIT|JOIN|LEFT JOIN|INNER JOIN|LEFT OUTER JOIN|"
     r"CROSS JOIN|AND|OR|ON|UNION|UNION ALL|INTERSECT|EXCEPT)\b[^\n]*)*+\Z"
@@ -442,6 +469,13 @@ def may_begin(text: str) -> bool:
 def has_boundaries(sql: str) -> bool:
     """Say whether prose, or another statement, may begin at one of the lines of a text."""
     return bool(_PROSE_LINE.search(sql) or _PARAGRAPH.search(sql) or next(_restarts(sql), None))
+
+
+def _is_whole(head: str, dialect: str) -> bool:
+    """Say whether a head is a whole query; SQLite would let it end within a block comment."""
+    if check_syntax(head, dialect).kind != "yes" or not _complete(head):
+        return False
+    return "/*" not in head or unfinished(head) != "comment"
 
 
 def _complete(head: str) -> bool:
@@ -482,9 +516,23 @@ def _judge_region(text: str, start: int, region: str, limit: int, dialect: str, 
             return _End(start + head, start + head, False, True)
     if left_open == "literal" and _MISQUOTED.search(region[-400:]):
         return whole
+    paragraph = _prose_paragraph(region)
+    if paragraph is not None:
+        lead = region[:paragraph].rstrip(BLANKS)
+        return _End(start + len(lead), start + paragraph, is_truncated(lead, dialect), False)
     if left_open or verdict.kind == "incomplete" or _DANGLING.search(region[-20:]):
         return whole._replace(truncated=not terminated)
     return whole
+
+
+def _prose_paragraph(region: str) -> int | None:
+    """Return where a paragraph of prose begins behind a statement that does not parse, as one cut off or of another dialect."""
+    for match in islice(_PARAGRAPH.finditer(region), _MAX_BOUNDARIES):
+        line = region[match.end() : match.end() + 200].split("\n", 1)[0]
+        prose = _SENTENCE_START.match(line) and not _continues(region, match.end())
+        if prose and unfinished(region[: match.start()]) not in ("literal", "comment"):
+            return match.start()
+    return None
 
 
 def _without_tail(region: str, dialect: str) -> str:
@@ -493,7 +541,7 @@ def _without_tail(region: str, dialect: str) -> str:
         match = tail.search(region[-200:])
         if match:
             shorter = region[: len(region) - len(match.group())].rstrip(BLANKS)
-            if check_syntax(shorter.translate(SAME_LENGTH), dialect).kind == "yes" and _complete(shorter):
+            if _is_whole(shorter.translate(SAME_LENGTH), dialect):
                 return shorter
     return region
 
@@ -515,7 +563,7 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
     line = region.rfind("\n", 0, position)
     if line > 0 and _is_prose_line(region[line + 1 :]):
         head = region[:line].rstrip(BLANKS)
-        if check_syntax(head, dialect).kind == "yes" and _complete(head):
+        if _is_whole(head, dialect):
             return len(head)
     if (sentence := _before_sentence(region, dialect)) is not None:
         return sentence
@@ -525,7 +573,7 @@ def _longest_head(region: str, token: str, dialect: str) -> int | None:
             break
         head = region[:position].rstrip(BLANKS + '.。,，:：!?`*"”')
         longer = best is None or len(head) > best
-        if longer and check_syntax(head, dialect).kind == "yes" and _complete(head):
+        if longer and _is_whole(head, dialect):
             best = len(head)
         position = region.find(token, position + max(1, len(token)))
     if best is None:
@@ -542,7 +590,7 @@ def _before_sentence(region: str, dialect: str) -> int | None:
         head = region[: match.start()]
         if _STRONG_OPERATOR.search(region[match.end() : match.end() + 100]) or unfinished(head) == "literal":
             continue
-        if check_syntax(head, dialect).kind == "yes" and _complete(head):
+        if _is_whole(head, dialect):
             return len(head)
     return None
 
@@ -550,7 +598,7 @@ def _before_sentence(region: str, dialect: str) -> int | None:
 def _before_remark(region: str, token: str, dialect: str) -> int | None:
     """Return the length of what stands before a remark in parentheses: `FROM t (this returns …)`."""
     head = region[: max(0, region.rfind("(", 0, region.find(token)))].rstrip(BLANKS)
-    return len(head) if head and check_syntax(head, dialect).kind == "yes" and _complete(head) else None
+    return len(head) if head and _is_whole(head, dialect) else None
 
 
 def _is_prose_line(rest: str) -> bool:
@@ -569,7 +617,9 @@ def _is_prose(rest: str, *, upper: bool) -> bool:
     if _CJK.search(rest[:80]) or not rest.strip(" .`*\"'”’)!?,:\r\n\t}]>~$/\\"):
         return True
     if "\n" in rest[: len(rest) - len(rest.lstrip())]:
-        return not _CONTINUES.match(rest) or (upper and rest.lstrip()[:1].islower())
+        line = rest.lstrip().partition("\n")[0]
+        sentence = _PROSE_TOKENS.search(line) is not None and not _OPERATOR.search(line)
+        return sentence or not _CONTINUES.match(rest) or (upper and line[:1].islower())
     if _WORDS_ONLY.match(rest) and not _SQL_WORD.search(rest[:300].strip(" ().")):
         return True  # a sentence in any language
     words = len(_PROSE_TOKENS.findall(rest[:300]))
@@ -613,6 +663,8 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
         return word == "WITH" or rank == 2 or "VALUES" in sql
     upper = "SELECT" in sql[: sql.upper().find("SELECT") + 6] or rank == 2
     has_from = _FROM.search(sql) is not None
+    if _KEYWORD_NAMED.match(sql) and (not end.checked or " from " in sql):
+        return False
     if not end.checked and _is_prosy(sql):
         return False
     if not end.checked and rank == 2 and _UPPER_CLAUSE.search(sql):
@@ -621,7 +673,7 @@ def _plausible(sql: str, rank: int, end: _End, *, verb: bool) -> bool:
         return end.truncated and rank == 2 and sql[:6].isupper() and len(sql) > 7
     if end.checked:
         return upper or (_OPERATOR.search(sql) is not None and has_from)
-    return rank == 2 and (sql[:6].isupper() or _STRONG_OPERATOR.search(sql) is not None)
+    return rank == 2 and ((sql[:6].isupper() and " from " not in sql) or _STRONG_OPERATOR.search(sql) is not None)
 
 
 def _is_prosy(sql: str) -> bool:
@@ -643,6 +695,29 @@ def reads_as_query(sql: str) -> bool:
     if word == "WITH":
         return True
     return word == "VALUES" or _OPERATOR.search(sql) is not None or (sql.lstrip()[:6].isupper() and _complete(sql))
+
+
+def join_spans(text: str) -> str:
+    """Remove the code marks around each line of a statement that was marked line by line."""
+    if "`\n" not in text and "` " not in text:
+        return text
+    return _SPAN_LINES.sub(lambda match: re.sub(r"(?m)^[ \t]*`|`[ \t]*$", "", match.group()), text)
+
+
+def is_amid(text: str, found: Found) -> bool:
+    """Say whether a statement stands amid a sentence; a query behind a colon is announced by it."""
+    before = _line_before(text, found.start).rstrip("`\"'*“‘( \t")
+    return any(map(str.isalpha, before)) and not (found.is_query and before.endswith((":", "：")))
+
+
+def is_mention(text: str, found: Found) -> bool:
+    """Say whether a sentence speaks of a statement in quotes or code marks and goes on: `The query "…" would return`."""
+    before = _line_before(text, found.start).rstrip()
+    after = text[found.end : found.end + 40].partition("\n")[0].lstrip("`\"'*”’ ")
+    if before[-1:] not in ("`", '"', "'", "“", "‘"):
+        return False
+    before = before.rstrip("`\"'*“‘ ")
+    return bool(before) and before[-1].isalnum() and after[:1].isalpha()
 
 
 def strip_prompts(text: str) -> str:

@@ -10,6 +10,7 @@ _DEMOTES = re.compile(
     r"instead of|don't use|do not use|avoid|would fail|original query|your query|first attempt|not recommended|"
     r"you can also|you could also|could also|if you (?:also |only |want|need|prefer|would|meant?|intended)|tip|bonus|variation|"
     r"bad|common (?:mistake|error|pitfall)|slower|less efficient|inefficient|anti-?pattern|"
+    r"if [^\n:]{1,60} (?:is|are|was|were) (?:meant|intended|needed|required|wanted|desired|preferred)|"
     r"if the (?:question|intent|intention|requirement) (?:is|was|means|meant)|optional(?:ly)?|equivalent|"
     r"create an index|explanation of|for (?:reference|comparison)|in general|general form|this part|explained|"
     r"break(?:s|ing)? (?:it |this |them |the query )?down|how it works|to (?:confirm|debug|inspect|see)|double.check|"
@@ -51,6 +52,21 @@ _REFUSAL = re.compile(
     r"unable\s+to\s+(?:generate|answer|provide|write|help|create)|as\s+an\s+AI|not\s+possible\s+to\s+answer|"
     r"cannot\s+be\s+(?:answered|generated|determined)|apologi[sz]e)\b"
     r"|抱歉|对不起|无法|不能(?:回答|生成|提供|帮)|很遗憾|我没有办法|作为(?:一个)?(?:AI|人工智能)|拒绝",
+    re.IGNORECASE,
+)
+#: Words right before or behind a statement that give it as an answer after all: `but the query is …`, `… should work`.
+_OFFERED = re.compile(
+    r"(?:\b(?:is|be|use|try|following|follows|instead)|[是为]|使用|可用)[\s`\"'*“‘]*\Z", re.IGNORECASE
+)
+_OFFERED_BEHIND = re.compile(
+    r"[\s`\"'*”’;.]*(?:(?:should|would|will|may|might|could)\s+)?(?:works?|do(?:es)? (?:it|that|the job)|helps?|answers?)\b",
+    re.IGNORECASE,
+)
+_SENTENCE_ENDS = re.compile(r"[.!?](?:\s|\Z)|[。！？]")
+#: Words of a sentence that speaks of a statement as one that cannot be.
+_NEGATED = re.compile(
+    r"\b(?:not|n't|n’t|never) (?:be )?(?:possible|permitted|allowed|supported|available|work)\b|\bif (?:it|they|there) (?:had|were|was)\b"
+    r"|\b(?:would|will) (?:fail|need|require)\b|\bfails\b|\brejected\b|报错|不可行|行不通",
     re.IGNORECASE,
 )
 _PARAGRAPHS = re.compile(r"\n\s*\n(?=\S)")
@@ -98,6 +114,20 @@ def find_final(text: str) -> int | None:
     for match in _FINAL.finditer(text):
         place = match.start()
     return place
+
+
+def is_refused(text: str, start: int, end: int) -> bool:
+    """Say whether a statement amid a sentence is only spoken of where the task is declined: `I cannot run SELECT …`."""
+    first = max(text.rfind("\n\n", 0, start), start - 400, 0)
+    stop = text.find("\n\n", end, end + 200)
+    before, behind = text[first:start], text[end : stop if stop >= 0 else end + 200]
+    if _REFUSAL.search(before) is None and _REFUSAL.search(behind) is None:
+        return False
+    # In the sentence itself: `Sorry, I forgot the filter. SELECT …` declines nothing.
+    lead, tail = _SENTENCE_ENDS.split(before)[-1], _SENTENCE_ENDS.split(behind)[0]
+    if not (_REFUSAL.search(lead) or _NEGATED.search(lead) or _NEGATED.search(tail)):
+        return False
+    return _OFFERED.search(before[-40:]) is None and _OFFERED_BEHIND.match(behind) is None
 
 
 def is_refusal(text: str) -> bool:

@@ -165,13 +165,22 @@ def _find(body: str, dialect: str, depth: int) -> _Hit | None:
 
 def _has_marks(body: str) -> bool:
     """Say whether anything but running text may be there; a chain, since this is asked of every answer."""
-    return "`" in body or "<" in body or "{" in body or "[" in body or "~~~" in body or body[0] == '"'
+    return (
+        "`" in body
+        or "<" in body
+        or "{" in body
+        or "[" in body
+        or "~~~" in body
+        or ": |" in body
+        or ": >" in body
+        or body[0] in "\"'"
+    )
 
 
 def _in_marks(body: str, dialect: str, depth: int) -> _Hit | None:
     """Find the statement where a mark says that it is one: a tag, JSON, a fence."""
     other = None
-    for step in (_in_tags, _in_json, _in_fences, _in_prose_json):
+    for step in (_in_tags, _in_json, _in_fences, _in_yaml, _in_prose_json):
         hit = step(body, dialect, depth)
         if hit is not None and hit.is_query:
             return hit
@@ -208,8 +217,9 @@ def _in_tags(body: str, dialect: str, depth: int) -> _Hit | None:
 
 def _in_json(body: str, dialect: str, depth: int) -> _Hit | None:
     """Find the statement in a text that is JSON from its first character on (a JSON string included)."""
-    if body[0] == '"' and body[-1] == '"':
-        return _in_json_string(body, dialect, depth) if "\\" in body else _in_doubled_quotes(body, dialect)
+    if body[0] in "\"'" and body[-1] == body[0]:
+        escaped = "\\" in body and body[0] == '"'
+        return _in_json_string(body, dialect, depth) if escaped else _in_doubled_quotes(body, dialect)
     return _in_prose_json(body, dialect, depth) if body[0] in "{[" else None
 
 
@@ -225,9 +235,18 @@ def _in_json_string(body: str, dialect: str, depth: int) -> _Hit | None:
 
 
 def _in_doubled_quotes(body: str, dialect: str) -> _Hit | None:
-    """Find the statement in a text that is quoted as CSV does it, quotes doubled."""
-    hit = pick_statement(body[1:-1].replace('""', '"'), dialect) if '""' in body else None
+    """Find the statement in a text that is quoted as CSV or SQL does it, quotes doubled."""
+    quote = body[0]
+    hit = pick_statement(body[1:-1].replace(2 * quote, quote), dialect) if 2 * quote in body else None
     return hit if hit is not None and check_syntax(hit.sql, dialect).kind == "yes" else None
+
+
+def _in_yaml(body: str, dialect: str, depth: int) -> _Hit | None:
+    if ": |" not in body and ": >" not in body:
+        return None
+    hits: list[_Hit] = []
+    embedded.in_yaml(body, _reader(dialect, depth, hits))
+    return _pick(hits, "bare")
 
 
 def _in_prose_json(body: str, dialect: str, depth: int) -> _Hit | None:
@@ -300,6 +319,9 @@ def _in_program(content: str, dialect: str, depth: int) -> _Hit | None:
         hit = pick_statement(content, dialect)
         if hit is not None and check_syntax(hit.sql, dialect).kind == "yes":
             return hit
+    found = _fenced(_in_yaml(content, dialect, depth))
+    if found is not None:
+        return found
     hits: list[_Hit] = []
     embedded.in_code(content, _reader(dialect, depth, hits))
     found = _pick(hits, "fence")
@@ -436,9 +458,11 @@ def _in_bare(body: str, dialect: str, depth: int) -> _Hit | None:
     quick = _whole(body, dialect, depth)
     if quick is not None:
         return quick
-    text = bare.strip_prompts(_without_fence_marks(body))
+    text = bare.strip_prompts(bare.join_spans(_without_fence_marks(body)))
     found = bare.find_statements(text, dialect)
     chosen = _choose_found(found, text, dialect)
+    if chosen is not None and bare.is_amid(text, chosen) and choice.is_refused(text, chosen.start, chosen.end):
+        return None
     if chosen is None or (chosen.rank < 2 and not chosen.checked):
         in_code = _in_code_text(text, dialect, depth)
         if in_code is not None:
@@ -497,6 +521,8 @@ def _choose_found(found: list[bare.Found], text: str, dialect: str) -> bare.Foun
     for place, item in reversed(list(enumerate(pool))):
         intro = text[max(pool[place - 1].end if place else 0, item.start - 200) : item.start]
         earlier = [other.sql for other in pool[:place]]
+        if place and bare.is_mention(text, item) and not choice.is_promoted(intro):
+            continue
         if not choice.is_demoted(intro, dialect) and not choice.is_part(item.sql, earlier, "correct"):
             return item
     return pool[-1]

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import json
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,8 +52,16 @@ _KEY_VALUE = re.compile(
 _MAX_JSON_STARTS = 12
 _MAX_DEPTH = 12
 
+_YAML_BLOCK = re.compile(
+    r"^(?P<indent>[ \t]*)(?:-[ \t]+)?[\"']?(?P<key>\w+)[\"']?:[ \t]+(?P<style>[|>])[+-]?\d?[ \t]*\r?\n"
+    r"(?P<lines>(?:(?P=indent)[ \t]+[^\n]*(?:\n|\Z)|[ \t]*\n)+)",
+    re.MULTILINE,
+)
+#: Where YAML folds lines to one (`>`): but not at a line that is indented further, or behind an empty one.
+_FOLDED = re.compile(r"(?<!\n)\n(?![ \n])")
+
 _STRING_START = re.compile(
-    r"(?P<quote>\"\"\"|'''|#\"|`|\"|')(?=[\s(\\n]*(?:--[^\n]*\n\s*)?(?:SELECT|WITH|VALUES)\b)", re.IGNORECASE
+    r"(?P<quote>\"\"\"|'''|#\"|`|\"|')(?=[\s(\\n]*(?:--[^\n]{0,300}\n\s*)?(?:SELECT|WITH|VALUES)\b)", re.IGNORECASE
 )
 #: How a program goes on with the same string: `"…" + "…"`, `"…" "…"`, `sql += "…"`, `sb.append("…")`.
 _GOES_ON = (
@@ -70,7 +79,7 @@ _PIECES = re.compile(rf"[\"']\s*\+\s*[rf]?[\"']|\+=\s*[rf]?[\"']|{_LISTED.patter
 def in_tags(text: str, read: Reader, *, at_most: int) -> str | None:
     r"""Return the statement in the last tag (`<answer>`, `<sql>`, `\boxed{}` …) that holds one."""
     if "\\boxed" in text:
-        for match in reversed(list(_BOXED.finditer(text))[-20:]):
+        for match in reversed(list(_BOXED.finditer(text))[-at_most:]):
             found = read(_boxed(text, match.end()))
             if found:
                 return found
@@ -209,6 +218,17 @@ def _in_broken_json(text: str, read: Reader) -> str | None:
     end = re.search(rf"""{quote}\s*(?:,\s*["'][\w ]+["']\s*:|,\s*\}}|\}}|\]\s*\}})""", rest)
     raw = rest[: end.start()] if end else rest.rstrip().rstrip("`").rstrip("}\n ").removesuffix(quote)
     return read(unescape(raw))
+
+
+def in_yaml(text: str, read: Reader) -> str | None:
+    """Return the statement in the last block of YAML (`sql: |` and indented lines) that holds one."""
+    for match in reversed(list(_YAML_BLOCK.finditer(text))[-20:]):
+        if _plain(match.group("key")) in _RANK:
+            lines = textwrap.dedent(match.group("lines"))
+            found = read(_FOLDED.sub(" ", lines.strip()) if match.group("style") == ">" else lines)
+            if found:
+                return found
+    return None
 
 
 def in_code(text: str, read: Reader) -> str | None:

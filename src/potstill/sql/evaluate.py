@@ -174,7 +174,8 @@ class Evaluator:
                 result = self._engine.run(database, sql)
             except QueryError as error:
                 seconds = time.perf_counter() - started
-                missed = False if usable else None
+                to_blame = error.error_class != "no_such_database"  # a damaged page is not the statement's fault
+                missed = False if usable and to_blame else None
                 return Answer(error.error_class, error.message, error.truncated, match=missed, seconds=seconds)
             seconds = time.perf_counter() - started
         if len(result.rows) > MANY_ROWS:

@@ -179,6 +179,8 @@ def _in_literal(text: str, opening: _Opening, start: int, end: int) -> bool:
     if opening.label not in SQL_LABELS and opening.label:
         return False
     content = text[opening.body : start]
+    if ("--" in content or "/*" in content) and first_keyword(content) in QUERY_WORDS and _is_data(text, start, end):
+        return True
     if not (content.count("'") % 2 or content.count('"') % 2 or content.count("`") % 2):
         return False  # nothing can be open
     if first_keyword(content) not in QUERY_WORDS or unfinished(content) != "literal":

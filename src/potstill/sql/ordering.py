@@ -30,7 +30,7 @@ _NAME_QUOTES = '"`[]'
 _QUOTES = "'\"`["
 _SIMPLE = re.compile(
     r"\s*select\s+(?!distinct\b)(?P<items>.*?)(?=\sfrom\s)(?P<middle>.*?)\sorder\s+by\s(?P<terms>.*?)"
-    r"(?:\slimit\s+(?P<limit>\d{1,9})(?:\s+offset\s+\d+)?)?\s*",
+    r"(?:\slimit\s+(?P<limit>\d{1,9})(?:\s+offset\s+(?P<offset>\d{1,9}))?)?\s*",
     re.IGNORECASE | re.DOTALL,
 )
 _ONCE = {word: re.compile(rf"\b{word}\b") for word in ("select", "from", "order")}
@@ -55,7 +55,7 @@ class Ties:
 
     Attributes:
         sizes: How many rows each run has, in gold's order; their sum is the number of rows.
-        cut: True where a LIMIT cut through a run: which of its rows are in the result was left to chance.
+        cut: True where LIMIT or OFFSET cut through a run of different rows: which of them came was left to chance.
         limit_is_fair: True where it was seen that LIMIT cut none.
     """
 
@@ -80,13 +80,16 @@ def find_ties(sql: str, result: Result, dialect: str, run: RunQuery) -> Ties | N
         ties = _ask(simple, result, run)
         if ties is not None:
             return ties
+    from sqlglot import exp
+
     query = _parse(sql, dialect)
     if query is None:
         return Ties([1] * len(result.rows))  # unread: the safe side is the order that gold gave
     if not query.args.get("order"):
         return None
     strict = Ties([1] * len(result.rows))
-    return _probe(query, result, dialect, run) or _from_result(query, result) or strict
+    select = query if isinstance(query, exp.Select) else _as_select(query, result.column_count, dialect)
+    return (select and _probe(select, result, dialect, run)) or _from_result(query, result) or strict
 
 
 def _ordered_by_chance(sql: str, dialect: str) -> bool:
@@ -107,25 +110,34 @@ class _Probe(NamedTuple):
         by_keys: Gold's statement with the sort keys as further columns.
         key_count: How many of them there are.
         by_rank: Gold's statement with the rank as one more column.
-        limited: Whether both ask for one row more than gold does, to see whether LIMIT cuts through a tie.
+        around: How both are wider than gold, to see whether it cuts through a tie.
+        whole: Whether the sort keys are all of a row, so that rows that tie are the same row.
     """
 
     by_keys: str
     key_count: int
     by_rank: str
-    limited: bool
+    around: _Around
+    whole: bool
+
+
+class _Around(NamedTuple):
+    """How many rows more than gold a probe asks for, none or one: before the first, where gold has OFFSET; after LIMIT."""
+
+    before: int = 0
+    after: int = 0
 
 
 def _ask(probe: _Probe, result: Result, run: RunQuery) -> Ties | None:
     """Return the runs of ties that a probe tells; None where it does not work or does not give gold's rows again."""
     try:
-        return _read_runs(run(probe.by_keys), probe.key_count, result, limited=probe.limited)
+        return _read_runs(run(probe.by_keys), probe.key_count, result, probe.around, whole=probe.whole)
     except _Unclear:
         pass
     except QueryError:
         return None
     try:
-        return _read_runs(run(probe.by_rank), 1, result, limited=probe.limited)
+        return _read_runs(run(probe.by_rank), 1, result, probe.around, whole=False)
     except QueryError:
         return None
 
@@ -156,17 +168,20 @@ def _read_simple(sql: str) -> _Probe | None:
     keys = _window_keys([item for item in items if item], [term for term in terms if term])
     if not keys:
         return None
-    limit = found["limit"]
-    head, tail = sql[: found.end("items")], sql[found.end("items") : found.start("limit") if limit else None]
-    if limit:
-        tail += f"{int(limit) + 1}{sql[found.end('limit') :]}"
+    head, tail, around = sql[: found.end("items")], sql[found.end("items") :], _Around()
+    if found["limit"]:
+        around = _Around(before=int(int(found["offset"] or 0) > 0), after=1)
+        tail = sql[found.end("items") : found.start("limit")] + str(int(found["limit"]) + sum(around))
+        tail += f" OFFSET {int(found['offset']) - around.before}" if found["offset"] else ""
+    bases = {base.lower() for base, _ in keys}
     columns = ", ".join(base for base, _ in keys)
     order = ", ".join(f"{base} {direction}" for base, direction in keys)
     return _Probe(
         by_keys=f"{head}, {columns} {tail}",
         key_count=len(keys),
         by_rank=f"{head}, dense_rank() OVER (ORDER BY {order}) {tail}",
-        limited=bool(limit),
+        around=around,
+        whole=all(item["expression"].lower() in bases for item in items if item),
     )
 
 
@@ -222,39 +237,87 @@ def _probe(query: Any, result: Result, dialect: str, run: RunQuery) -> Ties | No
     """Ask the database for the rank of each row."""
     from sqlglot import exp
 
-    if not isinstance(query, exp.Select):
-        return None
     for resolve in (_as_written, _aliases_resolved):
         order = [resolve(key, query) for key in query.args["order"].expressions]
         if any(key is None for key in order):
             continue
         rank = exp.Window(this=exp.Anonymous(this="dense_rank"), order=exp.Order(expressions=order))
-        by_keys, limited = _extended(query, [key.this.copy() for key in order])
+        by_keys, around = _extended(query, [key.this.copy() for key in order])
         by_rank, _ = _extended(query, [rank])
-        probe = _Probe(by_keys.sql(dialect=dialect), len(order), by_rank.sql(dialect=dialect), limited)
+        whole = all(item.unalias() in [key.this for key in order] for item in query.expressions)
+        probe = _Probe(by_keys.sql(dialect=dialect), len(order), by_rank.sql(dialect=dialect), around, whole)
         ties = _ask(probe, result, run)
         if ties is not None:
             return ties
     return None
 
 
-def _extended(query: Any, columns: list[Any]) -> tuple[Any, bool]:
-    """Return the query with further columns, and whether it now asks for one row more."""
-    longer = query.copy()
-    longer.set("expressions", [*longer.expressions, *columns])
-    return longer, _raise_limit(longer)
-
-
-def _raise_limit(query: Any) -> bool:
-    """Ask for one row more than gold does, to see whether LIMIT cuts through a tie."""
+def _as_select(query: Any, width: int, dialect: str) -> Any:
+    """Return a compound query as one SELECT from it that is ordered alike; None where a sort key is no plain column."""
     from sqlglot import exp
 
-    limit = query.args.get("limit")
-    count = limit.args.get("expression") if isinstance(limit, exp.Limit) else None
-    if not isinstance(count, exp.Literal) or count.is_string or not count.this.isdigit():
-        return False
-    limit.set("expression", exp.Literal.number(int(count.this) + 1))
-    return True
+    starred = any(item.is_star for item in query.selects)
+    terms = []
+    for key in query.args["order"].expressions:
+        term = key.copy()
+        named = term.this.this if isinstance(term.this, exp.Collate) else term.this
+        column = _plain_name(named) if starred else _numbered(_place(named, query, width))
+        if column is None:
+            return None
+        named.replace(exp.column(column))
+        terms.append(term.sql(dialect=dialect))
+    inner = query.copy()
+    limits = [inner.args[name].sql(dialect=dialect) for name in ("limit", "offset") if inner.args.get(name)]
+    for name in ("order", "limit", "offset"):
+        inner.set(name, None)
+    columns = ", ".join(f"c{place}" for place in range(width))
+    return _parse(
+        f"WITH compound{'' if starred else f'({columns})'} AS ({inner.sql(dialect=dialect)}) "
+        f"SELECT {'*' if starred else columns} FROM compound ORDER BY {', '.join(terms)} {' '.join(limits)}",
+        dialect,
+    )
+
+
+def _plain_name(term: Any) -> str | None:
+    """Return the name of a column that is not quoted: SQLite takes a quoted name that it does not find for a text."""
+    from sqlglot import exp
+
+    return (
+        str(term.name) if isinstance(term, exp.Column) and not term.table and not term.this.args.get("quoted") else None
+    )
+
+
+def _numbered(place: int | None) -> str | None:
+    return None if place is None else f"c{place}"
+
+
+def _extended(query: Any, columns: list[Any]) -> tuple[Any, _Around]:
+    """Return the query with further columns, and how many more rows it now asks for."""
+    longer = query.copy()
+    longer.set("expressions", [*longer.expressions, *columns])
+    return longer, _widen(longer)
+
+
+def _widen(query: Any) -> _Around:
+    """Ask for a row more on each side that gold cuts off, to see whether it cuts through a tie."""
+    from sqlglot import exp
+
+    limit, offset = _whole_number(query.args.get("limit")), _whole_number(query.args.get("offset"))
+    if limit is None:
+        return _Around()
+    around = _Around(before=int(bool(offset)), after=1)
+    query.args["limit"].set("expression", exp.Literal.number(limit + sum(around)))
+    if offset:
+        query.args["offset"].set("expression", exp.Literal.number(offset - 1))
+    return around
+
+
+def _whole_number(clause: Any) -> int | None:
+    """Return the number of a LIMIT or OFFSET, where one is written out."""
+    from sqlglot import exp
+
+    count = clause.args.get("expression") if isinstance(clause, (exp.Limit, exp.Offset)) else None
+    return int(count.this) if isinstance(count, exp.Literal) and not count.is_string and count.this.isdigit() else None
 
 
 def _as_written(key: Any, query: Any) -> Any:
@@ -306,31 +369,39 @@ def _by_alias(query: Any, name: str) -> Any:
     )
 
 
-def _read_runs(probed: Result, key_count: int, result: Result, *, limited: bool) -> Ties | None:
+def _read_runs(probed: Result, key_count: int, result: Result, around: _Around, *, whole: bool) -> Ties | None:
     """Return the runs that the last columns tell, if the other columns are gold's rows again."""
     count, width = len(result.rows), result.column_count
-    if probed.column_count != width + key_count or not count <= len(probed.rows) <= count + limited:
+    first, last = around.before, around.before + count
+    if probed.column_count != width + key_count or not last <= len(probed.rows) <= last + around.after:
         return None
     keys = [row[width:] for row in probed.rows]
     may_fold = str in map(type, chain.from_iterable(keys))
     ties = list(map(_tie if may_fold else eq, keys, keys[1:]))
     sizes = [1]
-    for tied in ties[: count - 1]:
+    for tied in ties[first : last - 1]:
         if tied:
             sizes[-1] += 1
         else:
             sizes.append(1)
-    cut = len(ties) == count and ties[-1]
-    if [row[:width] for row in probed.rows[:count]] == result.rows:
-        return Ties(sizes, cut, limit_is_fair=limited and not cut)
+    cut_off = {0} if first and ties[0] else set()
+    if len(probed.rows) > last and ties[-1]:
+        cut_off.add(len(sizes) - 1)
+    rows = [row[:width] for row in probed.rows[first:last]]
+    if rows != result.rows and not _same_runs(rows, result.rows, sizes, cut_off):
+        return None
+    cut = bool(cut_off) and not whole
+    return Ties(sizes, cut, limit_is_fair=bool(around.after) and not cut)
+
+
+def _same_runs(rows: list[Cells], gold: list[Cells], sizes: list[int], cut_off: set[int]) -> bool:
+    """Whether a probe's rows are gold's, run for run; one that was cut off may be made of other rows."""
     at = 0
     for place, size in enumerate(sizes):
-        rows = [row[:width] for row in probed.rows[at : at + size]]
-        is_cut = cut and place == len(sizes) - 1
-        if not is_cut and not same_bag(rows, result.rows[at : at + size], Tolerance(1e-9, 0.0)):
-            return None
+        if place not in cut_off and not same_bag(rows[at : at + size], gold[at : at + size], Tolerance(1e-9, 0.0)):
+            return False
         at += size
-    return Ties(sizes, cut, limit_is_fair=limited and not cut)
+    return True
 
 
 def _tie(left: Cells, right: Cells) -> bool:

@@ -73,4 +73,7 @@ def make_policy(settings: str | Mapping[str, Any] | None) -> Policy:
         if name not in known:
             raise ConfigError(f"execute.comparison: no knob {name!r}; knobs are preset, {', '.join(known)}")
     chosen = {name: value for name, value in knobs.items() if value is not None}
+    for name in ("float_rel_tol", "float_abs_tol"):
+        if not float(chosen.get(name, 0)) >= 0:
+            raise ConfigError(f"execute.comparison.{name}: {chosen[name]} is no tolerance; give a number of 0 or more")
     return Policy(**{**PRESETS[preset].as_dict(), **chosen})

@@ -19,6 +19,7 @@ _TAG = re.compile(
 _ESCAPED_TAG = re.compile(rf"&lt;(/?\s*(?:{_THINK_NAMES})\s*)&gt;", re.IGNORECASE)
 
 _FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*final\b[^<]{0,80}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _ANY_CHANNEL = re.compile(r"<\|channel\|>|<\|message\|>")
 # The same with its special tokens stripped by a server: `analysisWe need …assistantfinalSELECT …`.
 _BARE_FINAL = re.compile(r"assistant[\s|<>]{0,3}(?:channel[\s|<>]{0,4})?final(?:[\s|<>]{0,3}message[|>]{1,2})?")
@@ -42,9 +43,13 @@ _END = re.compile(
     r"|｜[^<>\n]{1,40}｜>|fim_(?:prefix|middle|suffix)>|file_sep>|(?:END|EOF|STOP|DONE|EOQ|END_OF_\w{1,20})>|</?SYS>>)"
     r"|(?<=\[)(?:/?INST\]|EOS\]|DONE\]|/?SYS\]|end of text\]|\|\w{1,30}\|\]|(?:END|EOF|STOP)\](?=\s*\Z)))"
 )
-_PROMPT_ECHO = re.compile(r"\s*<\|(?:im_start\|>|start_header_id\|>\s*)(?:user|system)\b")
+_PROMPT_ECHO = re.compile(
+    r"\s*(?:<s>\s*|<bos>\s*|<\|begin_of_text\|>\s*|<｜begin▁of▁sentence｜>\s*)?(?:<\|(?:im_start\|>|start_header_id\|>\s*|"
+    r"start_of_role\|>)(?:user|system)\b|<start_of_turn>user\b|<\|(?:user|system)\|>|<｜User｜>|\[INST\])"
+)
 _ASSISTANT_TURN = re.compile(
-    r"<\|im_start\|>assistant\n?|<\|start_header_id\|>assistant<\|end_header_id\|>\s*|<\|assistant\|>\s*"
+    r"<\|im_start\|>assistant\n?|<\|start_header_id\|>assistant<\|end_header_id\|>\s*|<\|assistant\|>\s*|\[/INST\]|"
+    r"<\|start_of_role\|>assistant<\|end_of_role\|>|<start_of_turn>model\n?|<｜Assistant｜>"
 )
 # Granite and others say it in words.
 _IN_WORDS = re.compile(
@@ -87,7 +92,7 @@ def strip_reasoning(text: str) -> Answer:
 
 
 def is_quoted(text: str, start: int, end: int) -> bool:
-    """Say whether `text[start:end]` stands inside a literal or an inline code span of its line.
+    """Say whether `text[start:end]` stands inside a literal, an inline code span or a comment of its line.
 
     An apostrophe between two letters (`don't`) is no quote. Only the line is looked at, at most 400 characters
     each side, so that a long text costs no more than a short one.
@@ -95,7 +100,31 @@ def is_quoted(text: str, start: int, end: int) -> bool:
     before = text[max(text.rfind("\n", 0, start) + 1, start - 400) : start]
     stop = text.find("\n", end, end + 400)
     after = text[end : stop if stop >= 0 else end + 400]
-    return any(_odd(before, quote) and _odd(after, quote) for quote in ("'", '"', "`"))
+    if any(_odd(before, quote) and _odd(after, quote) for quote in ("'", '"', "`")):
+        return True
+    return _in_block_comment(text, start, end) or ("--" in before and _in_line_comment(text, before, end, after))
+
+
+def _in_block_comment(text: str, start: int, end: int) -> bool:
+    """Say whether a place stands between `/*` and `*/`, near both and in the same paragraph."""
+    opening = text.rfind("/*", max(0, start - 400), start)
+    if opening < 0 or text.find("*/", opening + 2, start) >= 0:
+        return False
+    closing = text.find("*/", end, end + 400)
+    return closing >= 0 and "\n\n" not in text[opening:closing] and "/*" not in text[end:closing]
+
+
+#: What stands on a line of SQL before its comment, or begins the next one; prose has dashes too.
+_CODE_BEFORE = re.compile(r"\b(?:SELECT|FROM|WHERE|AND|OR|ON|JOIN|BY|AS|LIMIT)\b|[,()=]")
+_CODE_BELOW = re.compile(r"\n[ \t]*(?:[A-Z]{2,}\b|[`\"(,)]|\w+\.\w|--)")
+
+
+def _in_line_comment(text: str, before: str, end: int, after: str) -> bool:
+    """Say whether a place stands amid a `--` comment: words follow on its line, and SQL on the next."""
+    code = before.partition("--")[0]
+    if not after.strip() or (code.strip() and _CODE_BEFORE.search(code) is None):
+        return False
+    return _CODE_BELOW.match(text, end + len(after)) is not None
 
 
 def _odd(line: str, quote: str) -> bool:
@@ -119,7 +148,7 @@ def _unwrap_turn(text: str) -> str:
     if _PROMPT_ECHO.match(text):
         # The prompt was sent back: the answer is the assistant's turn.
         turn = _ASSISTANT_TURN.search(text)
-        if turn:
+        if turn and text[turn.end() :].strip():
             text = text[turn.end() :]
     if "<|channel|>" in text:
         return text
@@ -152,7 +181,7 @@ def _strip_channels(text: str) -> Answer | None:
 
 def _unmarked_channels(text: str) -> Answer:
     """Judge channels of which none is `final`: analysis alone is no answer, a bare message is one."""
-    match = re.search(r"<\|channel\|>\s*(\w+)", text)
+    match = _last_match(_CHANNEL, text)
     if match is None:
         return Answer(cut_at_end_token(_ANY_CHANNEL.split(text)[-1]))
     if match.group(1) == "commentary":

@@ -25,7 +25,7 @@ def words(*lines: str) -> tuple[str, ...]:
 QUERY_WORDS = frozenset(["SELECT", "WITH", "VALUES"])
 
 #: What may stand before a statement and means nothing: byte order mark, blanks of any script, zero-width marks.
-BLANKS = " \t\r\n\f\v\ufeff\u200b\u200c\u200d\u2060\u00a0\u3000\x00"
+BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff\u200b\u200c\u200d\u2060\x00"
 
 _BLANK_CLASS = r"[\s\ufeff\u200b\u200c\u200d\u2060\x00]"
 _COMMENT = r"--[^\n]*|/\*.*?(?:\*/|\Z)"

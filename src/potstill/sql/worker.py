@@ -162,23 +162,17 @@ def _leave_folders(scratch: str) -> None:
 
 
 def _bound_process(limits: Limits, *, mapped: int) -> None:
-    """Bound this process: memory, files written, core files.
-
-    A file that is mapped takes no memory, but counts, and so does all that this process had when it began.
-    """
+    """Bound this process: memory (beyond what it has; a file that is mapped takes none, but counts), files, core files."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    _lower(resource.RLIMIT_AS, _address_space() + 4 * limits.max_memory_bytes + mapped)
+    _lower(resource.RLIMIT_AS, 4 * limits.max_memory_bytes + mapped + _size())
     _lower(resource.RLIMIT_FSIZE, 1_000_000)
     _lower(resource.RLIMIT_CORE, 0)
 
 
-def _address_space() -> int:
-    """Return how many bytes are mapped already (elsewhere than on Linux: 0); of a copy's, most are its parent's."""
-    try:
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
-    except OSError:
-        return 0
-    return int(pages) * resource.getpagesize()
+def _size() -> int:
+    """Return the address space that this process has: a copy has its parent's, which may be large."""
+    counts = Path("/proc/self/statm")
+    return int(counts.read_text().split()[0]) * resource.getpagesize() if counts.exists() else 0
 
 
 def _lower(limit: int, value: int) -> None:

@@ -31,7 +31,7 @@ CREATE VIRTUAL TABLE docs USING fts5 (body);
 INSERT INTO docs VALUES ('the quick fox'), ('the lazy dog');
 CREATE TABLE json_docs (id INTEGER PRIMARY KEY, doc TEXT);
 INSERT INTO json_docs VALUES (1, '{"tags": ["a", "b"]}'), (2, '{"tags": []}'), (3, 'not json');
--- The tables of second.yaml.
+-- People, cells and odd names.
 CREATE TABLE staff (id INTEGER PRIMARY KEY, name TEXT, dept TEXT, pay REAL, age INT, hired TEXT, boss INT);
 INSERT INTO staff VALUES
   (1, 'Ann', 'A', 100.0, 30, '2020-01-05', NULL), (2, 'Bob', 'A', 200.5, 40, '2019-03-01', 1), (3, 'Cid', 'B', 200.5, 25, '2021-07-09', 1),
@@ -47,3 +47,24 @@ CREATE TABLE ci (w TEXT COLLATE NOCASE);
 INSERT INTO ci VALUES ('a'), ('A'), ('b');
 CREATE TABLE "order" ("group" INT, "select x" TEXT);
 INSERT INTO "order" VALUES (1, 'p'), (2, 'q');
+-- Ties, duplicates, odd defaults, views that do what they should not.
+CREATE TABLE branch (id INTEGER PRIMARY KEY, name TEXT, city TEXT COLLATE NOCASE);
+INSERT INTO branch VALUES (1, 'Sales', 'Bern'), (2, 'R&D', 'bern'), (3, 'Ops', 'Ulm'), (4, 'Legal', NULL);
+CREATE TABLE worker (id INTEGER PRIMARY KEY, name TEXT, dept_id INT, salary REAL, hired TEXT, note);
+INSERT INTO worker VALUES (1, 'Ann', 1, 3000, '2020-01-05', 'x'), (2, 'Bob', 1, 3000, '2019-03-01', NULL), (3, 'Cid', 2, 4000, '2021-12-31', ''),
+  (4, 'Dan', 2, 2000, '2018-07-07', 0), (5, 'Eve', 3, 4000, '2022-02-02', '0'), (6, 'bob', 3, 1000, '2024-12-31', 'NULL'), (7, 'Bob ', NULL, NULL, NULL, 1.5);
+CREATE TABLE twice (a, b);
+INSERT INTO twice VALUES (1, 1), (1, 1), (1, 2), (2, 1), (2, 1), (2, 1);
+CREATE TABLE hollow (a INT, b TEXT);
+CREATE TABLE log (id INTEGER PRIMARY KEY, action TEXT, "update" TEXT, "order" INT);
+INSERT INTO log VALUES (1, 'DELETE', 'now', 3), (2, 'a;b', '-- no', 1), (3, 'DROP TABLE x;', '/* c */', 2);
+CREATE TABLE upto (n INTEGER PRIMARY KEY);
+WITH RECURSIVE r (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r WHERE i < 3000) INSERT INTO upto SELECT i FROM r;
+CREATE TABLE broad (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w, x, y, z);
+INSERT INTO broad VALUES
+  (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150, 160, 170, 180, 190, 200, 210, 220, 230, 240, 250),
+  (1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 101, 111, 121, 131, 141, 151, 161, 171, 181, 191, 201, 211, 221, 231, 241, 251),
+  (2, 12, 22, 32, 42, 52, 62, 72, 82, 92, 102, 112, 122, 132, 142, 152, 162, 172, 182, 192, 202, 212, 222, 232, 242, 252);
+CREATE VIEW ordered_view AS SELECT a FROM (SELECT 1 a UNION SELECT 2 UNION SELECT 3) ORDER BY a;
+CREATE VIEW loads AS SELECT load_extension('x');
+CREATE VIEW bomb AS WITH RECURSIVE r (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r) SELECT count(*) c FROM r;

@@ -68,8 +68,8 @@ _MESSAGES: tuple[tuple[str, ErrorClass], ...] = (
     (r"you can only execute one statement", "multiple_statements"),
     (r"not authorized|authorization denied|access to .* is prohibited|attempt to write|unsafe use of", "forbidden"),
     (
-        r"string or blob too big|query string is too large|expression tree is too large|too many|parser stack overflow"
-        r"|at most \d+ tables",
+        r"string or blob too big|query string is too large|expression tree is too large|too many (?!arguments)"
+        r"|parser stack overflow|at most \d+ tables|LIKE or GLOB pattern too complex",
         "too_big",
     ),
     (r"out of memory", "out_of_memory"),
@@ -236,6 +236,7 @@ class _Guarded:
 
     def _guard(self, key: _Key) -> None:
         connection = self._connection
+        connection.text_factory = _decode  # old databases hold names in other encodings
         self._locks.take(self, time.monotonic())
         schema = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
         self._locks.release()  # while a statement runs, no function can be replaced
@@ -355,6 +356,11 @@ class _Guarded:
             return QueryError("timeout", f"stopped after {self._stopped_by}")
         if isinstance(error, MemoryError):
             return QueryError("out_of_memory", f"more memory than {self._limits.max_memory_bytes} bytes")
+        if isinstance(error, UnicodeDecodeError):  # Python can hand over neither such a message nor such a column
+            message = _decode(error.object)
+            name = classify(message)
+            # Nothing was forbidden (see above): the authorizer could not be asked about the name.
+            return QueryError("other" if name == "forbidden" else name, f"{message} (a name that is not UTF-8)")
         message = str(error)
         if "Incorrect number of bindings" in message:
             return QueryError("other", "the statement has parameters, and nothing to put in their place")
@@ -365,7 +371,7 @@ class _Guarded:
 
 def classify(message: str) -> ErrorClass:
     """Return the class of an error of SQLite's from its message."""
-    return next((name for pattern, name in _CLASSES if pattern.search(message)), "other")
+    return next((name for pattern, name in _CLASSES if pattern.match(message)), "other")
 
 
 def _decode(raw: bytes) -> str:
