@@ -29,7 +29,6 @@ from potstill.sql.limits import Limits
 from potstill.sql.outcome import ERROR_CLASSES, QueryError
 from potstill.sql.policy import Policy
 from potstill.sql.pool import BATCH_TASKS, Killed, Pool
-from potstill.sql.worker import STATE as PAGE
 from potstill.stages.audit_gold import GoldCheck, audit_gold
 from potstill.stages.execute import execute_rows
 
@@ -298,9 +297,10 @@ def kill_workers(pool: Pool, kills: int) -> None:
         time.sleep(0.02)
         for worker in list(pool._workers):
             pid = worker._process.pid
-            if pid not in dead and not worker._page.closed and PAGE.unpack_from(worker._page, 0)[0] == 2:
-                os.kill(pid, signal.SIGKILL)
-                dead.add(pid)
+            with contextlib.suppress(ValueError):  # it was buried just now
+                if pid not in dead and worker._page.place().number == 2:
+                    os.kill(pid, signal.SIGKILL)
+                    dead.add(pid)
 
 
 def test_workers_die_with_their_parent(database: Path) -> None:

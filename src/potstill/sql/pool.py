@@ -23,14 +23,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
-from mmap import mmap
 from typing import IO, Any, NamedTuple
 
 from potstill.errors import PotstillError
 from potstill.sql.limits import Limits
+from potstill.sql.page import SIZE, Page, Place
 from potstill.sql.policy import Policy
 from potstill.sql.process import start
-from potstill.sql.worker import LENGTH, STATE, frame
+from potstill.sql.worker import LENGTH, frame
 
 #: A batch may have so many tasks and, about, so many bytes; it grows and shrinks to take so many seconds, so that slow
 #: statements are shared out among all workers.
@@ -47,13 +47,6 @@ WATCH_S = 0.2
 MAX_IDLE_DEATHS = 3
 
 Task = tuple[str, tuple[Any, ...]]
-
-
-class Place(NamedTuple):
-    """What a worker is at: the number of a task, and the phase of a row's task."""
-
-    number: int
-    phase: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +287,8 @@ class _Worker:
         self.batches: deque[_Batch] = deque()
         self.has_answered = False
         self._page_file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
-        self._page_file.truncate(STATE.size)
-        self._page = mmap(self._page_file.fileno(), STATE.size)
+        self._page_file.truncate(SIZE)
+        self._page = Page(self._page_file.fileno())
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as above
         theirs_in, self._requests = os.pipe()
         self._answers, theirs_out = os.pipe()
@@ -378,17 +371,9 @@ class _Worker:
         if self._host is not None and not self._killed:
             self._outbox += frame(("told", self._host.tell(what, value)))
 
-    def place(self) -> Place:
-        """Return what the worker is at."""
-        number, _, phase = STATE.unpack_from(self._page, 0)
-        return Place(number, phase)
-
     def overdue(self, limits: Limits) -> Place | None:
         """Return what the worker has been at for so long that it must be killed."""
-        number, since, phase = STATE.unpack_from(self._page, 0)
-        if not number or not self.batches or time.monotonic() - since <= limits.timeout_s + limits.kill_grace_s:
-            return None
-        return Place(number, phase)
+        return self._page.overdue(limits.timeout_s + limits.kill_grace_s) if self.batches else None
 
     def died(self) -> str:
         """Return how the worker ended by itself, or "" while it lives."""
@@ -408,7 +393,7 @@ class _Worker:
         self._process.wait()
         while not self._ended:
             self._read()
-        place = self.place()
+        place = self._page.place()
         os.close(self._requests)
         os.close(self._answers)
         self._page.close()

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import marshal
-import math
-import mmap
 import os
 import resource
 import signal
@@ -28,12 +26,10 @@ from potstill.sql.engines import Engine, make_engine
 from potstill.sql.evaluate import Evaluator, settles
 from potstill.sql.executor import RowExecutor, RowSetup
 from potstill.sql.limits import Limits
+from potstill.sql.page import Page
 from potstill.sql.policy import Policy
 
 LENGTH = struct.Struct("<I")
-#: Number of the task being done (0 = none), when its present statement was started (monotonic clock; endless where
-#: none is running), and the phase of a row's task.
-STATE = struct.Struct("<QdQ")
 #: Answers are sent at least this often, so that a kill costs little that was done already.
 FLUSH_S = 0.05
 _PR_SET_PDEATHSIG = 1
@@ -51,7 +47,7 @@ def main(setup: dict[str, Any]) -> None:
     rows = RowSetup(**setup["rows"]) if setup["rows"] else None
     _leave_folders(setup["scratch"])
     _bound_process(limits, mapped=Path(rows.gold_audit).stat().st_size if rows and rows.gold_audit else 0)
-    page = mmap.mmap(setup["page"], STATE.size)
+    page = Page(setup["page"])
     # Sqlite and others must never write into our pipe: it is kept under a number of its own.
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
@@ -85,24 +81,20 @@ def frame(value: Any) -> bytes:
 class _Server:
     """Does tasks in order: `(number, kind, arguments)` in, `(number, outcome)` out."""
 
-    def __init__(
-        self, page: mmap.mmap, requests: IO[bytes], answers: IO[bytes], engine: Engine, policy: Policy
-    ) -> None:
+    def __init__(self, page: Page, requests: IO[bytes], answers: IO[bytes], engine: Engine, policy: Policy) -> None:
         self._page = page
         self._requests = requests
         self._answers = answers
         self._engine = engine
         self._policy = policy
-        self._evaluator = Evaluator(engine, policy, self._restart_clock)
+        self._evaluator = Evaluator(engine, policy, page.restart)
         self._rows: RowExecutor | None = None
-        self._number = 0
-        self._phase = 0
         self._waiting: deque[Any] = deque()
 
     def open_rows(self, setup: RowSetup) -> RowExecutor:
         """Make ready for tasks of the kind `row`."""
         with_rows = not settles(self._policy)
-        self._rows = RowExecutor(setup, self._evaluator, with_rows=with_rows, ask=self._ask, enter=self._enter)
+        self._rows = RowExecutor(setup, self._evaluator, with_rows=with_rows, ask=self._ask, enter=self._page.enter)
         return self._rows
 
     def serve(self) -> None:
@@ -122,33 +114,21 @@ class _Server:
             if now - flushed > FLUSH_S:
                 self._send(done)
                 done, flushed = [], now
-            self._number = number
-            done.append((number, self._do(kind, arguments, now)))
-        STATE.pack_into(self._page, 0, 0, 0.0, 0)
+            self._page.rest(number)
+            done.append((number, self._do(kind, arguments)))
+        self._page.rest(0)
         self._send(done)
-        self._engine.release()
 
-    def _do(self, kind: str, arguments: tuple[Any, ...], now: float) -> Any:
-        self._phase = 0
+    def _do(self, kind: str, arguments: tuple[Any, ...]) -> Any:
         if kind == "row":
             assert self._rows is not None
-            STATE.pack_into(self._page, 0, self._number, math.inf, 0)
             return self._rows.run(*arguments)
-        STATE.pack_into(self._page, 0, self._number, now, 0)
+        self._page.restart()
         return tuple(self._evaluator.gold(*arguments))
-
-    def _enter(self, phase: int) -> None:
-        """Say that a statement of the row begins now."""
-        self._phase = phase
-        STATE.pack_into(self._page, 0, self._number, time.monotonic(), phase)
-
-    def _restart_clock(self) -> None:
-        """Say that the next statement of the same task begins now."""
-        STATE.pack_into(self._page, 0, self._number, time.monotonic(), self._phase)
 
     def _ask(self, what: str, value: Any) -> Any:
         """Return what the process that started us says; what it had sent before waits."""
-        STATE.pack_into(self._page, 0, self._number, math.inf, 0)
+        self._page.rest(self._page.place().number)
         self._send(("ask", what, value))
         while (message := read_frame(self._requests)) is not None:
             if message[0] == "told":
@@ -157,6 +137,8 @@ class _Server:
         raise SystemExit(0)  # nobody is there any more
 
     def _send(self, done: Any) -> None:
+        """Send what there is; no lock is held while the other process has its turn."""
+        self._engine.release()
         if done:
             self._answers.write(frame(done))
             self._answers.flush()

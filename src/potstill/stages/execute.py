@@ -59,10 +59,13 @@ def execute_rows(
 ) -> ExecuteCounts:
     """Execute a file of rows.
 
-        Args: input: Rows with a statement each. output: The same rows in the same order with the fields of this
-        stage. settings: The config section `execute`. gold_audit: The run's gold results; None = gold is run here,
-        with the same code. variants: The run's changed copies of the databases, as `make_variants` listed them; None
-        = they are made here in a scratch folder, if the settings ask for any.
+    Args:
+        input: Rows with a statement each.
+        output: The same rows in the same order with the fields of this stage.
+        settings: The config section `execute`.
+        gold_audit: The run's gold results; None = gold is run here, with the same code.
+        variants: The run's changed copies of the databases, as `make_variants` listed them; None = they are made here in a
+            scratch folder, if the settings ask for any.
 
     Returns:
         Counts.

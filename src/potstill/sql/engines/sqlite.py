@@ -11,6 +11,7 @@ What stops what (each of these has holes that another one covers):
 
 Under the authorizer no state outlives a statement, so connections are kept, the least recently used closed first. Taking
 and leaving the lock for reading is half of what a short statement costs, so it is held from one to the next for a moment.
+Who has to wait for one lets go of all others first: else two could wait for each other.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from potstill.sql.pinned import PINNED_NAMES, PinnedFunctions
 
 #: Connections kept open; each holds a file handle or two.
 MAX_CONNECTIONS = 32
-#: Seconds for which the lock for reading is held, at most; one that writes has its turn then.
+#: Seconds for which locks for reading are held, at most; one that writes has its turn then.
 LOCK_S = 0.05
+#: Seconds to wait for a lock while somebody writes, and between two attempts.
+PATIENCE_S, ATTEMPT_S = 2.0, 0.005
 #: Virtual machine steps between two calls of the progress handler. Fewer cost time, more let long steps add up.
 STEPS_PER_CALL = 1000
 
@@ -103,6 +106,7 @@ class SqliteEngine:
         self._limits = limits
         self._kept: OrderedDict[_Key, _Guarded] = OrderedDict()
         self._last: tuple[str, bool, _Guarded] | None = None
+        self._locks = _Locks()
 
     def run(self, database: str, sql: str, *, other_order: bool = False) -> Result:
         """Run one statement; see `Engine`."""
@@ -134,8 +138,7 @@ class SqliteEngine:
 
     def release(self) -> None:
         """Let go of all locks."""
-        for guarded in self._kept.values():
-            guarded.unlock()
+        self._locks.release()
 
     def close(self) -> None:
         """Close all connections."""
@@ -150,7 +153,7 @@ class SqliteEngine:
         self._last = None
         while len(self._kept) >= MAX_CONNECTIONS:
             self._kept.popitem(last=False)[1].close()
-        self._kept[key] = guarded = _Guarded(key, self._limits)
+        self._kept[key] = guarded = _Guarded(key, self._limits, self._locks)
         return guarded
 
 
@@ -161,22 +164,60 @@ def set_heap_limit(max_bytes: int) -> None:
     connection.close()
 
 
+class _Locks:
+    """The connections that hold the lock for reading of their database while none of their statements runs.
+
+    Attributes:
+        until: When they are to let go of it.
+    """
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self._holders: list[_Guarded] = []
+
+    def take(self, guarded: _Guarded, now: float) -> None:
+        """Let a connection take its lock, once more if the time is up.
+
+        Raises:
+            sqlite3.Error: When its database cannot be read, or somebody has been writing it for too long.
+        """
+        if now > self.until:
+            self.release()
+            self.until = now + LOCK_S
+        while not guarded.lock(is_last_attempt=time.monotonic() > now + PATIENCE_S):
+            self.release()
+            time.sleep(ATTEMPT_S)
+        self._holders.append(guarded)
+
+    def release(self, *, but: _Guarded | None = None) -> None:
+        """Let all connections let go of their locks, but for one whose statement is running."""
+        for guarded in self._holders:
+            if guarded is not but:
+                guarded.unlock()
+        self._holders = [] if but is None else [but]
+
+    def has_others(self) -> bool:
+        """Whether more than one connection has a lock."""
+        return len(self._holders) > 1
+
+
 class _Guarded:
     """One connection with all its guards."""
 
-    def __init__(self, key: _Key, limits: Limits) -> None:
+    def __init__(self, key: _Key, limits: Limits, locks: _Locks) -> None:
         self._limits = limits
+        self._locks = locks
         self._pinned = PinnedFunctions(limits.clock, limits.max_value_bytes)
         self._denied = ""
         self._calls_left = 0
         self._deadline = 0.0
         self._stopped_by = ""
         self._lock: sqlite3.Cursor | None = None
-        self._locked_until = 0.0
         try:
-            # No cache of statements: the authorizer sees a statement only when it is prepared.
+            # No cache of statements: the authorizer sees a statement only when it is prepared. SQLite itself waits for
+            # no lock: it knows nothing of those on other databases.
             self._connection = sqlite3.connect(
-                key.database, uri=True, isolation_level=None, cached_statements=0, timeout=2.0
+                key.database, uri=True, isolation_level=None, cached_statements=0, timeout=0
             )
         except sqlite3.Error as error:
             self._pinned.close()
@@ -196,7 +237,9 @@ class _Guarded:
     def _guard(self, key: _Key) -> None:
         connection = self._connection
         connection.text_factory = _decode  # old databases hold names in other encodings
+        self._locks.take(self, time.monotonic())
         schema = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+        self._locks.release()  # while a statement runs, no function can be replaced
         if key.pinned:
             self._pinned.install(connection)
         # A replaced function is no longer one that an untrusted schema may call: a view with `date()` would fail.
@@ -206,6 +249,7 @@ class _Guarded:
         connection.execute("PRAGMA query_only=ON")
         if key.other_order:
             connection.execute("PRAGMA reverse_unordered_selects=ON")
+        self._locks.take(self, time.monotonic())
         self._warm(schema)
         for limit, value in _LIMITS.items():
             connection.setlimit(limit, value)
@@ -241,10 +285,13 @@ class _Guarded:
 
     def _tick(self) -> bool:
         self._calls_left -= 1
+        now = time.monotonic()
         if self._calls_left < 0:
             self._stopped_by = f"{self._limits.max_vm_steps} virtual machine steps"
-        elif time.monotonic() > self._deadline:
+        elif now > self._deadline:
             self._stopped_by = f"{self._limits.timeout_s:g} s"
+        elif now > self._locks.until and self._locks.has_others():
+            self._locks.release(but=self)
         return bool(self._stopped_by)
 
     def run(self, sql: str) -> Result:
@@ -270,18 +317,24 @@ class _Guarded:
         now = time.monotonic()
         self._deadline = now + self._limits.timeout_s
         self._pinned.start_query()
-        if now > self._locked_until:
-            self.unlock()
-            # A statement that is read half keeps the database locked for reading. An empty schema gives none.
-            self._lock = self._connection.execute("SELECT 1 FROM sqlite_master")
-            self._locked_until = now + LOCK_S
+        if self._lock is None or now > self._locks.until:
+            self._locks.take(self, now)
+
+    def lock(self, *, is_last_attempt: bool) -> bool:
+        """Lock the database for reading; return whether it is locked now, or somebody is writing it."""
+        try:
+            # A statement that is read half keeps the lock. This one has a row even where the schema is empty.
+            self._lock = self._connection.execute("SELECT 1 UNION ALL SELECT 1 FROM sqlite_master")
+        except sqlite3.OperationalError as error:
+            if is_last_attempt or getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+        return self._lock is not None
 
     def unlock(self) -> None:
         """Let go of the lock that is held from one statement to the next."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-            self._locked_until = 0.0
 
     def _read(self, sql: str, *, tolerant: bool) -> Result:
         self._connection.text_factory = _decode if tolerant else str
