@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
+# One more than there are cores: half of the time a test waits for a server or a cluster.
+TEST_WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check local-llm profiles docs crash-test crash-test-short fault-test fault-test-short siflow-chaos siflow-chaos-short chaos chaos-short bench scale scale-million clean
@@ -32,7 +34,7 @@ demo: $(VENV)/.installed  ## set up, and run the demo end to end
 	$(BIN)/snakemake --cores $(CORES)
 
 test: $(VENV)/.installed-dev  ## set up, and run the tests
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev  ## style, types and Snakemake's linter
 	$(BIN)/ruff check .

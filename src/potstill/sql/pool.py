@@ -34,7 +34,7 @@ from potstill.sql.worker import LENGTH, frame
 
 #: A batch may have so many tasks and, about, so many bytes; it grows and shrinks to take so many seconds, so that slow
 #: statements are shared out among all workers.
-BATCH_TASKS = 256
+BATCH_TASKS = 64
 BATCH_BYTES = 1 << 20
 BATCH_S = 0.05
 #: Batches that each worker has before it, so that it never waits for the next one.
