@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, groupby
 from operator import eq
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from potstill.sql.matching import Tolerance, same_bag
 from potstill.sql.outcome import Cells, QueryError, Result
 
-_MAY_ORDER = re.compile(r"order\s+by|order\s*(--|/\*)", re.IGNORECASE)
+_MAY_ORDER = re.compile(r"order\s+by|order\s*(--|/\*)")
 
 _RANDOM = re.compile(r"order\s+by\s+(?:random|rand)\s*\(", re.IGNORECASE)
 #: What a word in it does not count: literals, quoted names, comments.
@@ -73,7 +74,10 @@ def find_ties(sql: str, result: Result, dialect: str, run: RunQuery) -> Ties | N
         dialect: How sqlglot names its SQL.
         run: Runs one more statement on the same database.
     """
-    if not result.rows or not _MAY_ORDER.search(sql) or _ordered_by_chance(sql, dialect):
+    lowered = sql.lower()
+    if not result.rows or "order" not in lowered or not _MAY_ORDER.search(lowered):
+        return None
+    if "rand" in lowered and _ordered_by_chance(sql, dialect):
         return None
     simple = _read_simple(sql)
     if simple is not None:
@@ -161,27 +165,50 @@ def _read_simple(sql: str) -> _Probe | None:
         return None
     if any(masked.count("(", 0, at) != masked.count(")", 0, at) for at in (found.end("items"), found.end("middle"))):
         return None
-    items = [_ITEM.fullmatch(sql[first:last].strip()) for first, last in _spans(masked, *found.span("items"))]
-    terms = [_TERM.fullmatch(sql[first:last].strip()) for first, last in _spans(masked, *found.span("terms"))]
-    if not all(items) or not all(terms):
-        return None
-    keys = _window_keys([item for item in items if item], [term for term in terms if term])
-    if not keys:
+    keys = _read_keys(
+        sql[slice(*found.span("items"))], found["items"], sql[slice(*found.span("terms"))], found["terms"]
+    )
+    if keys is None:
         return None
     head, tail, around = sql[: found.end("items")], sql[found.end("items") :], _Around()
     if found["limit"]:
         around = _Around(before=int(int(found["offset"] or 0) > 0), after=1)
         tail = sql[found.end("items") : found.start("limit")] + str(int(found["limit"]) + sum(around))
         tail += f" OFFSET {int(found['offset']) - around.before}" if found["offset"] else ""
-    bases = {base.lower() for base, _ in keys}
-    columns = ", ".join(base for base, _ in keys)
-    order = ", ".join(f"{base} {direction}" for base, direction in keys)
     return _Probe(
-        by_keys=f"{head}, {columns} {tail}",
-        key_count=len(keys),
-        by_rank=f"{head}, dense_rank() OVER (ORDER BY {order}) {tail}",
+        by_keys=f"{head}, {keys.columns} {tail}",
+        key_count=keys.key_count,
+        by_rank=f"{head}, dense_rank() OVER (ORDER BY {keys.order}) {tail}",
         around=around,
-        whole=all(item["expression"].lower() in bases for item in items if item),
+        whole=keys.whole,
+    )
+
+
+class _Keys(NamedTuple):
+    """The sort keys of a statement, ready to stand in another: as columns, as an order, how many, and `_Probe.whole`."""
+
+    columns: str
+    order: str
+    key_count: int
+    whole: bool
+
+
+@lru_cache(maxsize=256)
+def _read_keys(items: str, masked_items: str, terms: str, masked_terms: str) -> _Keys | None:
+    """Read a select list and an ORDER BY, each as it is and masked; statements made from one template share both."""
+    columns = [_ITEM.fullmatch(items[first:last].strip()) for first, last in _spans(masked_items)]
+    order = [_TERM.fullmatch(terms[first:last].strip()) for first, last in _spans(masked_terms)]
+    if not all(columns) or not all(order):
+        return None
+    keys = _window_keys([item for item in columns if item], [term for term in order if term])
+    if not keys:
+        return None
+    bases = {base.lower() for base, _ in keys}
+    return _Keys(
+        columns=", ".join(base for base, _ in keys),
+        order=", ".join(f"{base} {direction}" for base, direction in keys),
+        key_count=len(keys),
+        whole=all(item["expression"].lower() in bases for item in columns if item),
     )
 
 
@@ -207,16 +234,16 @@ def _window_keys(items: list[re.Match[str]], terms: list[re.Match[str]]) -> list
     return keys
 
 
-def _spans(masked: str, first: int, last: int) -> list[tuple[int, int]]:
+def _spans(masked: str) -> list[tuple[int, int]]:
     """Return the parts of a list between commas that stand outside parentheses."""
-    spans, depth, start = [], 0, first
-    for found in _LIST_MARKS.finditer(masked, first, last):
+    spans, depth, start = [], 0, 0
+    for found in _LIST_MARKS.finditer(masked):
         mark = found.group()
         depth += _DEPTHS[mark]
         if mark == "," and depth == 0:
             spans.append((start, found.start()))
             start = found.end()
-    return [*spans, (start, last)]
+    return [*spans, (start, len(masked))]
 
 
 def _parse(sql: str, dialect: str) -> Any:
