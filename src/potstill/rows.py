@@ -106,7 +106,11 @@ def _zstd_blocks(raw: IO[bytes]) -> Iterator[bytes]:
     while packed := raw.read(_PACKED_BLOCK):
         while packed:
             frame = frame or unpacker.decompressobj()
-            yield frame.decompress(packed)
+            try:
+                block = frame.decompress(packed)
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from error
+            yield block
             packed = frame.unused_data if frame.eof else b""
             frame = None if frame.eof else frame
     if frame is not None:
@@ -165,11 +169,6 @@ class _Unpacked(io.RawIOBase):
         try:
             return next(self._blocks, None)
         except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{self._path}: cannot be read to its end: {error}; is it whole?") from error
-        except Exception as error:
-            # Its error class is known only to those who import it, and not every file is packed so.
-            if type(error).__name__ != "ZstdError":
-                raise
             raise InputError(f"{self._path}: cannot be read to its end: {error}; is it whole?") from error
 
     def close(self) -> None:
