@@ -22,7 +22,7 @@ PAIRS = [
     for path in sorted(DATA.glob("*.yaml"))
     for number, pair in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")), start=1)
 ]
-SETTINGS: dict[str, Any] = {"timeout_s": 3, "kill_grace_s": 0.5, "max_vm_steps": 40_000_000, "workers": 2}
+SETTINGS: dict[str, Any] = {"timeout_s": 3, "kill_grace_s": 2, "max_vm_steps": 40_000_000, "workers": 2}
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ secret = open("secret.txt", "w")  # a file of the parent's: no worker may hold i
 stop = threading.Event()
 if other_thread:
     threading.Thread(target=stop.wait, daemon=True).start()
-with Pool("sqlite", Limits(timeout_s=0.3, kill_grace_s=0.3, max_vm_steps=10**15), Policy()) as pool:
+with Pool("sqlite", Limits(timeout_s=1, kill_grace_s=1, max_vm_steps=10**15), Policy()) as pool:
     uri = Path(database).as_uri() + "?mode=ro"
     first = pool.collect(pool.submit([("gold", (uri, "SELECT a FROM t")), ("gold", (uri, sys.argv[3]))]))
     again = pool.collect(pool.submit([("gold", (uri, "SELECT count(*), date('now') FROM t"))]))
@@ -98,7 +98,7 @@ def note(*_):
 {state}
 def mask(status, name):
     return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1], 16)
-with Pool("sqlite", Limits(timeout_s=0.3, kill_grace_s=0.3, max_vm_steps=10**15), Policy()) as pool:
+with Pool("sqlite", Limits(timeout_s=1, kill_grace_s=1, max_vm_steps=10**15), Policy()) as pool:
     explain = ("gold", (uri, "EXPLAIN SELECT 1 ORDER BY 1"))  # sqlglot warns that it cannot parse it
     first = pool.collect(pool.submit([explain, ("gold", (uri, "SELECT a FROM t")), ("gold", (uri, sys.argv[2]))]))
     again = pool.collect(pool.submit([explain, ("gold", (uri, "SELECT a FROM t"))]))
